@@ -3,4 +3,8 @@
 //! The virtio-iommu device as pure logic.
 #![forbid(unsafe_code)]
 
+mod addr;
+mod id;
 
+pub use addr::{Gpa, Granule, Iova, IovaRange};
+pub use id::{DomainId, EndpointId};
