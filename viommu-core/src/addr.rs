@@ -5,7 +5,7 @@
 //! A range is `start..=last`: the last byte of the 64-bit space can be part of a range, and nothing
 //! here ever computes `last + 1`. Holds no mapping and no rule of the device.
 
-use std::fmt;
+use core::fmt;
 
 /// An I/O virtual address: what an endpoint puts on its bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,18 +36,11 @@ pub struct IovaRange {
 
 impl IovaRange {
     /// Every IOVA there is.
-    pub const ALL: IovaRange = IovaRange {
-        start: 0,
-        last: u64::MAX,
-    };
+    pub const ALL: IovaRange = IovaRange { start: 0, last: u64::MAX };
 
     /// The range `start..=last`, or `None` when `last` lies before `start`.
     pub const fn new(start: u64, last: u64) -> Option<IovaRange> {
-        if start <= last {
-            Some(IovaRange { start, last })
-        } else {
-            None
-        }
+        if start <= last { Some(IovaRange { start, last }) } else { None }
     }
 
     /// The range of `length` bytes from `start`, or `None` when it is empty or would run past the
@@ -108,7 +101,8 @@ impl fmt::Display for IovaRange {
 /// The smallest unit of mapping: a power of two of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Granule {
-    lg2: u32,
+    /// The bits of an address within a granule.
+    mask: u64,
 }
 
 impl Granule {
@@ -117,25 +111,22 @@ impl Granule {
         if page_size_mask == 0 {
             return None;
         }
-        Some(Granule {
-            lg2: page_size_mask.trailing_zeros(),
-        })
+        Some(Granule { mask: (1u64 << page_size_mask.trailing_zeros()).wrapping_sub(1) })
     }
 
     /// Bytes in one granule.
     pub const fn bytes(self) -> u64 {
-        1 << self.lg2
+        self.mask.wrapping_add(1)
     }
 
     /// Whether `address` is the first byte of a granule.
     pub const fn is_start(self, address: u64) -> bool {
-        address & (self.bytes() - 1) == 0
+        address & self.mask == 0
     }
 
     /// Whether `address` is the last byte of a granule.
     pub const fn is_last(self, address: u64) -> bool {
-        let mask = self.bytes() - 1;
-        address & mask == mask
+        address & self.mask == self.mask
     }
 }
 

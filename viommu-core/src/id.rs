@@ -4,7 +4,7 @@
 //!
 //! Holds no rule about which ids are valid: that is the device's matter.
 
-use std::fmt;
+use core::fmt;
 
 /// The id of an endpoint: one source of DMA, as the topology description (VIOT or device tree)
 /// numbers it. Any 32-bit value; for PCI functions `segment << 16 | bus << 8 | device << 3 | function`.

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a device is made with: its address range, its page sizes, its limits, its endpoints.
+
+use alloc::vec::Vec;
+use core::ops::RangeInclusive;
+
+use thiserror::Error;
+
+use crate::{EndpointId, Granule, IovaRange};
+
+/// How much a guest can make the device hold. Over a limit a request is refused with `NOMEM`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Domains that exist at once, each about 200 bytes.
+    pub domains_max: usize,
+    /// Mappings that exist at once in all domains together, each about 64 bytes.
+    pub mappings_max: usize,
+    /// Faults that wait for the driver, each about 64 bytes; more are dropped and counted.
+    pub faults_max: usize,
+}
+
+impl Default for Limits {
+    /// About 64 MiB if a guest uses all of it.
+    fn default() -> Limits {
+        Limits { domains_max: 4096, mappings_max: 1 << 20, faults_max: 256 }
+    }
+}
+
+/// The fixed properties of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Page sizes, one bit each; the lowest is the granule, the others are hints to the driver.
+    pub page_size_mask: u64,
+    /// The IOVAs that can be mapped, `input_range`. Begins and ends on the granule.
+    pub aperture: IovaRange,
+    /// The ids that domains can have, `domain_range`.
+    pub domain_ids: RangeInclusive<u32>,
+    /// Whether unattached endpoints bypass until a driver says otherwise.
+    pub boot_bypass: bool,
+    /// How much a guest can make the device hold.
+    pub limits: Limits,
+    /// The endpoints behind the device.
+    pub endpoints: Vec<EndpointId>,
+}
+
+/// A device that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// No page size at all.
+    #[error("the page size mask is empty")]
+    NoPageSize,
+    /// The aperture cuts through a granule.
+    #[error("the aperture {0} does not begin and end on the granule of {1:#x} bytes")]
+    Aperture(IovaRange, u64),
+    /// No domain id at all.
+    #[error("the range of domain ids is empty")]
+    NoDomainId,
+    /// Two endpoints of one id.
+    #[error("{0} is given twice")]
+    EndpointTwice(EndpointId),
+}
+
+impl DeviceConfig {
+    /// The granule, if the configuration can be served at all.
+    pub(crate) fn check(&self) -> Result<Granule, ConfigError> {
+        let granule = Granule::of_mask(self.page_size_mask).ok_or(ConfigError::NoPageSize)?;
+        if !granule.is_start(self.aperture.start()) || !granule.is_last(self.aperture.last()) {
+            return Err(ConfigError::Aperture(self.aperture, granule.bytes()));
+        }
+        if self.domain_ids.is_empty() {
+            return Err(ConfigError::NoDomainId);
+        }
+        Ok(granule)
+    }
+}

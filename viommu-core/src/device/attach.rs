@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! ATTACH and DETACH.
+
+use crate::domain::Domain;
+use crate::{Change, DomainId, EndpointId, Reject};
+
+use super::{Device, Verdict};
+
+impl Device {
+    //= virtio#devicenormative:IOMMU/ATTACH request
+    // What does not exist or does not fit is refused; an endpoint that is attached elsewhere moves.
+    pub(super) fn check_attach(&self, id: EndpointId, to: DomainId, bypass: bool) -> Result<Verdict, Reject> {
+        let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
+        if !self.config.domain_ids.contains(&to.0) {
+            return Err(Reject::DomainRange(to));
+        }
+        match self.domains.get(&to) {
+            Some(domain) if domain.is_bypass() != bypass => return Err(Reject::BypassMismatch(to)),
+            Some(_) if endpoint.domain == Some(to) => return Ok(Verdict::Nothing),
+            Some(domain) => {
+                let maps_reserved = |space: &crate::mapping::Mappings| {
+                    endpoint.reserved.ranges().any(|range| space.overlaps(&range))
+                };
+                if domain.paging().is_some_and(maps_reserved) {
+                    return Err(Reject::Incompatible(id, to));
+                }
+            }
+            None => self.check_room_for_domain(endpoint.domain)?,
+        }
+        Ok(Verdict::Change(Change::Attach { endpoint: id, from: endpoint.domain, to, bypass }))
+    }
+
+    //= virtio#devicenormative:IOMMU/DETACH request
+    // A driver may name a bypass domain by another id: Linux detaches from its identity domain as domain 0.
+    pub(super) fn check_detach(&self, id: EndpointId, named: DomainId) -> Result<Verdict, Reject> {
+        let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
+        let from = endpoint.domain.ok_or(Reject::NotAttached(id, named))?;
+        let is_bypass = self.domains.get(&from).is_some_and(Domain::is_bypass);
+        if from != named && !is_bypass {
+            return Err(Reject::NotAttached(id, named));
+        }
+        Ok(Verdict::Change(Change::Detach { endpoint: id, from }))
+    }
+
+    pub(super) fn commit_attach(&mut self, id: EndpointId, to: DomainId, bypass: bool) {
+        self.commit_detach(id);
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.domain = Some(to);
+            self.domains.entry(to).or_insert_with(|| Domain::new(bypass)).endpoints.insert(id);
+        }
+    }
+
+    /// A domain ends with its last endpoint, and its mappings with it.
+    pub(super) fn commit_detach(&mut self, id: EndpointId) {
+        let Some(from) = self.endpoints.get_mut(&id).and_then(|endpoint| endpoint.domain.take()) else {
+            return;
+        };
+        let Some(domain) = self.domains.get_mut(&from) else {
+            return;
+        };
+        domain.endpoints.remove(&id);
+        if domain.endpoints.is_empty() {
+            self.mapping_count = self.mapping_count.saturating_sub(domain.mapping_count());
+            self.domains.remove(&from);
+        }
+    }
+
+    /// Whether one more domain may exist, given that `leaves` loses an endpoint and may end.
+    fn check_room_for_domain(&self, leaves: Option<DomainId>) -> Result<(), Reject> {
+        let domains_max = self.config.limits.domains_max;
+        let old = leaves.and_then(|domain| self.domains.get(&domain));
+        let ends = old.is_some_and(|domain| domain.endpoints.len() == 1);
+        let left = self.domains.len().saturating_sub(usize::from(ends));
+        if left >= domains_max {
+            return Err(Reject::DomainLimit(domains_max));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device: its state, and a request's way through it.
+//!
+//! A request takes three steps. **Check** decides and changes nothing. **Apply** is the outside's: it gets
+//! a [`Change`] and does all of it or none. **Commit** follows and cannot fail. [`Device::begin`] and
+//! [`Device::finish`] are the steps apart, so that a caller who serves accesses of several endpoints can let
+//! go of the device while the outside works; [`Device::handle`] is all three.
+//!
+//! No fd, thread, lock or clock, and nothing of descriptors: bytes come in, bytes go out.
+
+mod attach;
+mod config_space;
+mod events;
+mod invariants;
+mod map;
+mod probe;
+mod reply;
+mod translate;
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::domain::Domain;
+use crate::fault::PendingFaults;
+use crate::request::{self, Request};
+use crate::reserved::ReservedRegions;
+use crate::wire::RequestType;
+use crate::{
+    Change, ConfigError, DeviceConfig, DomainId, EndpointId, Features, Granule, Host, HostError, Reject,
+    ReservedError, ReservedRegion,
+};
+
+pub use config_space::CONFIG_SIZE;
+pub use invariants::Broken;
+pub use reply::Reply;
+pub use translate::{Segment, Translation};
+
+use reply::Form;
+
+/// An endpoint behind the device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Endpoint {
+    domain: Option<DomainId>,
+    reserved: ReservedRegions,
+}
+
+/// A change that the outside is at work on, and how its request is answered.
+#[derive(Clone, Copy, Debug)]
+struct UnderWay {
+    change: Change,
+    form: Form,
+}
+
+/// One virtio-iommu device.
+#[derive(Clone, Debug)]
+pub struct Device {
+    config: DeviceConfig,
+    granule: Granule,
+    negotiated: Features,
+    /// `bypass` in the configuration space.
+    bypass: bool,
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    domains: BTreeMap<DomainId, Domain>,
+    /// Mappings of all domains together.
+    mapping_count: usize,
+    under_way: Option<UnderWay>,
+    faults: PendingFaults,
+    faults_dropped: u64,
+    /// Whether the driver has sent a request since the last reset, and so can take events.
+    driver_is_up: bool,
+}
+
+/// What the check of a request came to.
+enum Verdict {
+    /// Accepted, if the outside can do it.
+    Change(Change),
+    /// Accepted, and nothing is to be done.
+    Nothing,
+    /// The properties that were asked for.
+    Properties(Vec<u8>),
+}
+
+/// What [`Device::begin`] came to.
+#[derive(Debug)]
+#[must_use]
+pub enum Step {
+    /// The request is answered.
+    Done(Reply),
+    /// The outside applies this change; then [`Device::finish`] gives the answer.
+    Apply(Change),
+}
+
+/// What an endpoint was attached to when the device was reset: its own last address space.
+#[derive(Clone, Debug)]
+pub struct Lingering {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Its domain, as it was.
+    pub domain: Arc<Domain>,
+}
+
+impl Device {
+    /// A device as it is at power-on.
+    ///
+    /// # Errors
+    /// A configuration that cannot be served.
+    pub fn new(config: DeviceConfig) -> Result<Device, ConfigError> {
+        let granule = config.check()?;
+        let mut endpoints = BTreeMap::new();
+        for id in &config.endpoints {
+            if endpoints.insert(*id, Endpoint::default()).is_some() {
+                return Err(ConfigError::EndpointTwice(*id));
+            }
+        }
+        Ok(Device {
+            granule,
+            negotiated: Features::empty(),
+            bypass: config.boot_bypass,
+            endpoints,
+            domains: BTreeMap::new(),
+            mapping_count: 0,
+            under_way: None,
+            faults: PendingFaults::default(),
+            faults_dropped: 0,
+            driver_is_up: false,
+            config,
+        })
+    }
+
+    /// Takes the features that the driver accepted; bits of other meaning are ignored.
+    pub fn negotiate(&mut self, features: u64) {
+        self.negotiated = Features::from_bits_truncate(features) & Features::OFFERED;
+    }
+
+    /// Says which IOVAs `endpoint` cannot have mapped. Mappings that exist stay.
+    ///
+    /// # Errors
+    /// A list that the specification forbids; the old one then stays. An unknown endpoint is ignored.
+    pub fn set_reserved(
+        &mut self,
+        endpoint: EndpointId,
+        regions: &[ReservedRegion],
+    ) -> Result<(), ReservedError> {
+        let regions = ReservedRegions::new(regions)?;
+        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
+            endpoint.reserved = regions;
+        }
+        Ok(())
+    }
+
+    /// All three steps of one request: `readable` is its readable part, `writable` the size in bytes of its
+    /// writable part.
+    pub fn handle(&mut self, readable: &[u8], writable: usize, host: &mut dyn Host) -> Reply {
+        match self.begin(readable, writable) {
+            Step::Done(reply) => reply,
+            Step::Apply(change) => {
+                let applied = host.apply(&change);
+                self.finish(applied)
+            }
+        }
+    }
+
+    /// Checks a request; the first step of three.
+    ///
+    /// A change that was begun and never finished counts as refused by the host.
+    pub fn begin(&mut self, readable: &[u8], writable: usize) -> Step {
+        self.under_way = None;
+        //= virtio#devicenormative:IOMMU/Device operations
+        // A type that is not recognised, or no room for a status: nothing is written.
+        let row = readable.first().and_then(|kind| request::row(RequestType(*kind), self.negotiated));
+        let Some((row, form)) = row.and_then(|row| Some((row, Form::of(row, writable)?))) else {
+            return Step::Done(Reply::unrecognised());
+        };
+        self.driver_is_up = true;
+        let checked = form.check_room().and_then(|()| request::parse(row, readable, self.negotiated));
+        match checked.and_then(|request| self.check(&request)) {
+            Ok(Verdict::Change(change)) => {
+                self.under_way = Some(UnderWay { change, form });
+                Step::Apply(change)
+            }
+            Ok(Verdict::Nothing) => Step::Done(form.done()),
+            Ok(Verdict::Properties(properties)) => Step::Done(form.properties(properties)),
+            Err(reject) => Step::Done(form.rejected(reject)),
+        }
+    }
+
+    /// Commits the change that [`begin`](Device::begin) asked for, or drops it if the outside refused; the
+    /// last step.
+    pub fn finish(&mut self, applied: Result<(), HostError>) -> Reply {
+        let Some(UnderWay { change, form }) = self.under_way.take() else {
+            return Reply::unrecognised();
+        };
+        match applied {
+            Ok(()) => {
+                self.commit(change);
+                debug_assert_eq!(self.check_invariants(), Ok(()));
+                form.done()
+            }
+            Err(error) => form.rejected(Reject::Host(error)),
+        }
+    }
+
+    /// Forgets domains, mappings and faults, as a device reset does; `bypass` stays.
+    ///
+    /// Gives back what endpoints were attached to, for an outside whose endpoints go on for a while.
+    pub fn reset(&mut self) -> Vec<Lingering> {
+        //= virtio#devicenormative:IOMMU/Device configuration layout
+        // The bypass field outlives a device reset.
+        self.under_way = None;
+        self.mapping_count = 0;
+        self.driver_is_up = false;
+        self.faults.clear();
+        for endpoint in self.endpoints.values_mut() {
+            endpoint.domain = None;
+        }
+        let mut lingering = Vec::new();
+        for domain in core::mem::take(&mut self.domains).into_values() {
+            let domain = Arc::new(domain);
+            lingering
+                .extend(domain.endpoints().map(|endpoint| Lingering { endpoint, domain: domain.clone() }));
+        }
+        lingering
+    }
+
+    /// Gives `bypass` its value of power-on again, as a reset of the whole machine does.
+    pub fn restore_boot_bypass(&mut self) {
+        self.bypass = self.config.boot_bypass;
+    }
+
+    /// The endpoints behind the device.
+    pub fn endpoints(&self) -> impl Iterator<Item = EndpointId> {
+        self.endpoints.keys().copied()
+    }
+
+    /// The domain that `endpoint` is attached to.
+    pub fn domain_of(&self, endpoint: EndpointId) -> Option<DomainId> {
+        self.endpoints.get(&endpoint)?.domain
+    }
+
+    /// A domain that exists.
+    pub fn domain(&self, id: DomainId) -> Option<&Domain> {
+        self.domains.get(&id)
+    }
+
+    fn check(&self, request: &Request) -> Result<Verdict, Reject> {
+        match *request {
+            Request::Attach { endpoint, domain, bypass } => self.check_attach(endpoint, domain, bypass),
+            Request::Detach { endpoint, domain } => self.check_detach(endpoint, domain),
+            Request::Map { domain, range, target } => self.check_map(domain, range, target),
+            Request::Unmap { domain, range } => self.check_unmap(domain, range),
+            Request::Probe { endpoint } => self.probe(endpoint),
+        }
+    }
+
+    fn commit(&mut self, change: Change) {
+        match change {
+            Change::Attach { endpoint, to, bypass, .. } => self.commit_attach(endpoint, to, bypass),
+            Change::Detach { endpoint, .. } => self.commit_detach(endpoint),
+            Change::Map { domain, range, target } => self.commit_map(domain, range, target),
+            Change::Unmap { domain, range } => self.commit_unmap(domain, range),
+            Change::SetBypass { enabled } => self.bypass = enabled,
+        }
+    }
+}

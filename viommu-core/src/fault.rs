@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Refused accesses on their way to the driver.
+//!
+//! Faults wait here until the daemon finds a buffer on the event queue. Their number is limited, and one
+//! that already waits is not queued twice: an endpoint that repeats itself costs nothing.
+
+use alloc::collections::VecDeque;
+
+use core::fmt;
+
+use zerocopy::IntoBytes;
+
+use crate::{Access, EndpointId, Iova, wire};
+
+/// Why an access was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultReason {
+    /// The endpoint is in no domain and may not bypass.
+    Domain,
+    /// Nothing is mapped there, or the mapping forbids the access.
+    Mapping,
+    /// Anything else: the address is mapped, and nothing is behind it.
+    Unknown,
+}
+
+/// A refused access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Who tried.
+    pub endpoint: EndpointId,
+    /// Where.
+    pub address: Iova,
+    /// What.
+    pub access: Access,
+    /// Why not.
+    pub reason: FaultReason,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = match self.reason {
+            FaultReason::Domain => "it is attached to no domain",
+            FaultReason::Mapping => "no mapping allows it",
+            FaultReason::Unknown => "no memory is there",
+        };
+        let access = match (self.access.contains(Access::READ), self.access.contains(Access::WRITE)) {
+            (true, true) => "read and write",
+            (false, true) => "write",
+            _ => "read",
+        };
+        write!(f, "{} may not {access} at {}: {reason}", self.endpoint, self.address)
+    }
+}
+
+/// Bytes of a fault event.
+pub const EVENT_SIZE: usize = size_of::<wire::Fault>();
+
+impl Fault {
+    /// The event as the driver reads it.
+    pub fn event(&self) -> [u8; EVENT_SIZE] {
+        //= virtio#devicenormative:IOMMU/Fault reporting
+        // A valid endpoint, every reserved field and undefined flag zero.
+        let mut flags = wire::FAULT_F_ADDRESS;
+        if self.access.contains(Access::READ) {
+            flags |= wire::FAULT_F_READ;
+        }
+        if self.access.contains(Access::WRITE) {
+            flags |= wire::FAULT_F_WRITE;
+        }
+        let event = wire::Fault {
+            reason: match self.reason {
+                FaultReason::Unknown => wire::FAULT_R_UNKNOWN,
+                FaultReason::Domain => wire::FAULT_R_DOMAIN,
+                FaultReason::Mapping => wire::FAULT_R_MAPPING,
+            },
+            reserved: [0; 3],
+            flags: flags.into(),
+            endpoint: self.endpoint.0.into(),
+            reserved1: [0; 4],
+            address: self.address.0.into(),
+        };
+        let mut bytes = [0; EVENT_SIZE];
+        bytes.copy_from_slice(event.as_bytes());
+        bytes
+    }
+}
+
+/// Faults that wait for a buffer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PendingFaults {
+    waiting: VecDeque<Fault>,
+}
+
+impl PendingFaults {
+    /// Queues `fault`; false when `faults_max` wait already and it is dropped.
+    pub(crate) fn push(&mut self, fault: Fault, faults_max: usize) -> bool {
+        if self.waiting.contains(&fault) {
+            return true;
+        }
+        if self.waiting.len() >= faults_max {
+            return false;
+        }
+        self.waiting.push_back(fault);
+        true
+    }
+
+    pub(crate) fn first(&self) -> Option<&Fault> {
+        self.waiting.front()
+    }
+
+    pub(crate) fn remove_first(&mut self) {
+        self.waiting.pop_front();
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.waiting.clear();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Why a request is refused, and the status the driver reads for it.
+//!
+//! This file alone chooses statuses: handlers return a [`Reject`], the outside a [`HostError`].
+//! Read beside it: virtio 1.4, "IOMMU device / Device operations", `VIRTIO_IOMMU_S_*`.
+
+use core::fmt;
+
+use thiserror::Error;
+
+use crate::{DomainId, EndpointId, IovaRange};
+
+/// The status byte of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// The virtio transport failed; never sent by this device.
+    IoErr = 1,
+    /// The device cannot do this.
+    Unsupp = 2,
+    /// The device or the host behind it failed.
+    DevErr = 3,
+    /// A parameter is wrong.
+    Inval = 4,
+    /// A number is out of range.
+    Range = 5,
+    /// There is no such endpoint or domain.
+    NoEnt = 6,
+    /// An address is bad; never sent by this device.
+    Fault = 7,
+    /// A limit is reached.
+    NoMem = 8,
+}
+
+/// Why a request was refused. A refused request changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Reject {
+    /// The readable part ends before the request does.
+    #[error("request has {got} readable bytes, needs {needed}")]
+    TooShort {
+        /// Bytes found.
+        got: usize,
+        /// Bytes the request type has.
+        needed: usize,
+    },
+    /// The writable part of a PROBE has no room for `probe_size` bytes of properties.
+    #[error("reply buffer has {got} bytes, needs {needed}")]
+    ReplyTooShort {
+        /// Bytes found.
+        got: usize,
+        /// Bytes needed.
+        needed: usize,
+    },
+    /// A reserved field that must be zero is not.
+    #[error("reserved field is not zero")]
+    Reserved,
+    /// A flag that does not exist, or whose feature was not negotiated.
+    #[error("unknown flags {0:#x}")]
+    UnknownFlags(u32),
+    /// No endpoint of that id is behind this device.
+    #[error("{0} does not exist")]
+    NoEndpoint(EndpointId),
+    /// No endpoint is attached to a domain of that id, so it does not exist.
+    #[error("{0} does not exist")]
+    NoDomain(DomainId),
+    /// The domain id lies outside `domain_range`.
+    #[error("{0} is outside the domain range")]
+    DomainRange(DomainId),
+    /// The domain exists and is of the other kind.
+    #[error("{0} exists with the other bypass setting")]
+    BypassMismatch(DomainId),
+    /// The endpoint is not in the domain that a DETACH names.
+    #[error("{0} is not attached to {1}")]
+    NotAttached(EndpointId, DomainId),
+    /// A bypass domain has no mappings.
+    #[error("{0} is a bypass domain")]
+    BypassDomain(DomainId),
+    /// The last address lies before the first.
+    #[error("range {start:#x}-{last:#x} is reversed")]
+    Reversed {
+        /// First address.
+        start: u64,
+        /// Last address.
+        last: u64,
+    },
+    /// A range does not begin and end on the granule, or its target does not.
+    #[error("range {0} is not aligned to the granule")]
+    Unaligned(IovaRange),
+    /// A mapping's target would run past the end of the 64-bit space.
+    #[error("target of range {0} passes the end of the address space")]
+    TargetWraps(IovaRange),
+    /// A range lies outside `input_range`.
+    #[error("range {0} is outside the input range")]
+    InputRange(IovaRange),
+    /// A range touches a mapping that exists.
+    #[error("range {0} overlaps a mapping")]
+    Overlap(IovaRange),
+    /// A range touches a reserved region of an endpoint in the domain.
+    #[error("range {0} overlaps a reserved region")]
+    ReservedRegion(IovaRange),
+    /// The domain maps something that the endpoint reserves.
+    #[error("{1} has mappings in a reserved region of {0}")]
+    Incompatible(EndpointId, DomainId),
+    /// An UNMAP covers only a part of a mapping.
+    #[error("range {0} would split a mapping")]
+    Split(IovaRange),
+    /// No more domains.
+    #[error("limit of {0} domains reached")]
+    DomainLimit(usize),
+    /// No more mappings.
+    #[error("limit of {0} mappings reached")]
+    MappingLimit(usize),
+    /// The host refused the change.
+    #[error("{0}")]
+    Host(HostError),
+}
+
+/// The host side failed to apply a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostError {
+    /// What was attempted, for the log.
+    pub operation: &'static str,
+    /// The error number, as the host's `errno.h` has it.
+    pub errno: i32,
+}
+
+impl HostError {
+    /// `ENOMEM` has one number on every Linux.
+    const ENOMEM: i32 = 12;
+}
+
+impl fmt::Display for HostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} failed on the host (errno {})", self.operation, self.errno)
+    }
+}
+
+impl core::error::Error for HostError {}
+
+impl From<&Reject> for Status {
+    fn from(reject: &Reject) -> Status {
+        match reject {
+            Reject::NoEndpoint(_) | Reject::NoDomain(_) => Status::NoEnt,
+            Reject::DomainRange(_)
+            | Reject::Reversed { .. }
+            | Reject::Unaligned(_)
+            | Reject::TargetWraps(_)
+            | Reject::InputRange(_)
+            | Reject::Split(_) => Status::Range,
+            Reject::TooShort { .. }
+            | Reject::ReplyTooShort { .. }
+            | Reject::Reserved
+            | Reject::UnknownFlags(_)
+            | Reject::BypassMismatch(_)
+            | Reject::NotAttached(..)
+            | Reject::BypassDomain(_)
+            | Reject::Overlap(_)
+            | Reject::ReservedRegion(_) => Status::Inval,
+            Reject::Incompatible(..) => Status::Unsupp,
+            Reject::DomainLimit(_) | Reject::MappingLimit(_) => Status::NoMem,
+            Reject::Host(HostError { errno: HostError::ENOMEM, .. }) => Status::NoMem,
+            Reject::Host(_) => Status::DevErr,
+        }
+    }
+}
