@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The command line as clap sees it: names, values, defaults and help.
+//!
+//! Makes no sense of the options together: that is [`Config`](crate::Config)'s matter.
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use viommu_core::{Granule, IovaRange};
+
+use crate::{
+    config::{EndpointConfig, UsageError},
+    machine_layout::GuestMemoryLayout,
+    pci::PciAddress,
+    size::{format_size, parse_range, parse_size},
+};
+
+/// A virtual IOMMU outside the VMM: serves virtio-iommu (device id 23) over vhost-user
+#[derive(Debug, Parser)]
+#[command(
+    name = "vhost-user-iommu",
+    version,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true,
+    after_help = EXAMPLE
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub(crate) tool: Option<Tool>,
+
+    #[command(flatten)]
+    pub(crate) options: Options,
+
+    /// Read options from FILE as well
+    ///
+    /// The file is TOML: the keys are the names of the long options, `endpoint` is a list. An option
+    /// on the command line wins over the file; endpoints add up.
+    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Print what this program can do as JSON, and exit; all other arguments are ignored
+    #[arg(long)]
+    pub(crate) print_capabilities: bool,
+}
+
+/// What the program does besides serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tool {
+    /// Write the ACPI table that tells a guest which PCI functions are behind the IOMMU
+    ///
+    /// The table is VIOT, for example for `qemu-system-x86_64 -acpitable file=viot.dat`. The ids in it
+    /// are those the daemon uses for the same endpoints.
+    #[command(verbatim_doc_comment)]
+    Viot(ViotArgs),
+}
+
+/// The options of `viot`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ViotArgs {
+    /// Where the guest finds the IOMMU itself
+    #[arg(long, value_name = "[SEGMENT:]BUS:DEV.FN")]
+    pub(crate) iommu: PciAddress,
+
+    /// A PCI function behind the IOMMU; properties after a comma are ignored (repeatable)
+    #[arg(long = "endpoint", value_name = "ID")]
+    pub(crate) endpoints: Vec<EndpointConfig>,
+
+    /// The daemon's configuration file: its endpoints are added
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Where to write the table [default: standard output, unless it is a terminal]
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// The options of the daemon, each of which can also stand in the configuration file.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Listen for the VMM on the Unix socket PATH
+    #[arg(long, value_name = "PATH", help_heading = CONNECTION)]
+    pub(crate) socket_path: Option<PathBuf>,
+
+    /// Listen for the VMM on the open file descriptor N, a listening Unix socket
+    #[arg(long, value_name = "N", help_heading = CONNECTION, conflicts_with = "socket_path")]
+    #[arg(value_parser = clap::value_parser!(i32).range(0..))]
+    pub(crate) fd: Option<i32>,
+
+    /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK]
+    ///
+    /// ID is a PCI address [SEGMENT:]BUS:DEV.FN or a number (decimal, or 0x and hexadecimal). With the
+    /// two sockets, the VMM connects to FRONT for the device that a vhost-user back-end serves at
+    /// BACK; without them the endpoint is known to the guest and nothing is enforced.
+    #[arg(long = "endpoint", value_name = "SPEC", help_heading = ENDPOINTS, verbatim_doc_comment)]
+    pub(crate) endpoints: Vec<EndpointConfig>,
+
+    /// The smallest unit of mapping in bytes: a power of two, 4k to 1G
+    ///
+    /// Not above the guest's page size. 2M and 1G are announced as well where they are larger.
+    #[arg(long, value_name = "SIZE", help_heading = ADDRESSES, default_value = "4k", value_parser = parse_granule)]
+    #[arg(verbatim_doc_comment)]
+    pub(crate) granule: Granule,
+
+    /// The addresses a guest may map (IOVAs), both inclusive, in whole granules
+    /// [default: the whole 64-bit space, when no endpoint is served over vhost-user]
+    #[arg(long, value_name = "START-LAST", help_heading = ADDRESSES, value_parser = parse_range, verbatim_doc_comment)]
+    pub(crate) aperture: Option<IovaRange>,
+
+    /// Lay the aperture over the guest's memory: SIZE[,machine=q35|pc|virt], SIZE as given to the VMM
+    ///
+    /// Needed, or --aperture inside guest memory, for endpoints served over vhost-user: the VMM takes
+    /// their ring addresses for guest-physical ones. The machine is q35 unless it is named.
+    #[arg(long, value_name = "SIZE", help_heading = ADDRESSES, conflicts_with = "aperture", verbatim_doc_comment)]
+    pub(crate) guest_memory: Option<GuestMemoryLayout>,
+
+    /// Where devices write interrupts, which is not translated: START-LAST, inclusive, or none
+    /// [default: 0xfee00000-0xfeefffff, the x86 doorbell; none with machine=virt]
+    #[arg(long, value_name = "START-LAST|none", help_heading = ADDRESSES, value_parser = parse_msi_region)]
+    #[arg(verbatim_doc_comment)]
+    pub(crate) msi_region: Option<MsiRegion>,
+
+    /// Whether endpoints reach guest memory untranslated until the guest's driver attaches them
+    ///
+    /// Firmware needs it: it drives disks before any IOMMU driver runs.
+    #[arg(long, value_name = "on|off", help_heading = BEHAVIOUR, default_value = "on", hide_possible_values = true)]
+    pub(crate) boot_bypass: Switch,
+
+    /// How long an UNMAP or DETACH waits for a back-end to confirm, in milliseconds
+    #[arg(long, value_name = "MS", help_heading = BEHAVIOUR, default_value = "2000")]
+    pub(crate) unmap_timeout: NonZeroU32,
+
+    /// What to report on standard error: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", help_heading = BEHAVIOUR, default_value = "info", hide_possible_values = true)]
+    pub(crate) log_level: LogLevel,
+
+    /// Domains (address spaces) at most; about 200 bytes each
+    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "4096")]
+    pub(crate) max_domains: NonZeroU32,
+
+    /// Mappings at most, in all domains together; about 64 bytes each
+    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "1048576")]
+    pub(crate) max_mappings: NonZeroUsize,
+
+    /// Faults held at most while the guest gives no event buffer; about 64 bytes each
+    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "256")]
+    pub(crate) max_faults: NonZeroUsize,
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+/// How much to report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// `START-LAST` or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MsiRegion {
+    None,
+    At(IovaRange),
+}
+
+fn parse_msi_region(text: &str) -> Result<MsiRegion, UsageError> {
+    match text {
+        "none" => Ok(MsiRegion::None),
+        _ => parse_range(text).map(MsiRegion::At),
+    }
+}
+
+fn parse_granule(text: &str) -> Result<Granule, UsageError> {
+    let bytes = parse_size(text)?;
+    let range = GRANULE_MIN..=GRANULE_MAX;
+    let granule = Granule::of_mask(bytes).filter(|_| bytes.is_power_of_two() && range.contains(&bytes));
+    granule.ok_or_else(|| {
+        let nearest = bytes.clamp(GRANULE_MIN, GRANULE_MAX).next_power_of_two();
+        UsageError::new(
+            "a granule is a power of two from 4k to 1G",
+            format!(
+                "write the guest's page size or less, such as {}",
+                format_size(nearest)
+            ),
+        )
+    })
+}
+
+const GRANULE_MIN: u64 = 4 << 10;
+const GRANULE_MAX: u64 = 1 << 30;
+
+const CONNECTION: &str = "Connection (one of them is needed)";
+const ENDPOINTS: &str = "Endpoints";
+const ADDRESSES: &str = "Addresses (decimal, 0x and hexadecimal, or decimal with k, M, G, T)";
+const BEHAVIOUR: &str = "Behaviour";
+const LIMITS: &str = "Limits (above them a guest's request is refused with NOMEM)";
+
+const EXAMPLE: &str = "\
+Example: a disk that another vhost-user back-end serves at blk.sock, behind the IOMMU
+  vhost-user-iommu viot --iommu 00:01.0 --endpoint 00:02.0 --output viot.dat
+  vhost-user-iommu --socket-path iommu.sock --guest-memory 512M \\
+      --endpoint 00:02.0,vhost-user=blk-front.sock,backend=blk.sock
+  qemu-system-x86_64 -M q35,memory-backend=m -m 512 -acpitable file=viot.dat ... \\
+      -object memory-backend-memfd,id=m,size=512M,share=on \\
+      -chardev socket,id=c0,path=iommu.sock \\
+      -device vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=c0,addr=1 \\
+      -chardev socket,id=c1,path=blk-front.sock \\
+      -device vhost-user-blk-pci,chardev=c1,iommu_platform=on,disable-legacy=on,addr=2";

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the daemon is to do, checked and plain: the result of the command line and the configuration file.
+//!
+//! Opens and creates nothing; whether a socket or file descriptor is usable shows when it is used.
+
+mod clap_error;
+mod command;
+mod endpoint;
+mod error;
+mod file;
+
+use std::{path::PathBuf, time::Duration};
+
+use log::LevelFilter;
+use viommu_core::{Granule, IovaRange};
+
+use crate::{
+    args::{LogLevel, MsiRegion, Options, Switch},
+    machine_layout::X86_MSI_REGION,
+};
+
+pub use command::{Command, parse};
+pub use endpoint::{EndpointConfig, EndpointKind};
+pub use error::UsageError;
+
+/// What the daemon is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where the VMM connects for the IOMMU device.
+    pub listen: Listen,
+    /// The endpoints behind the device, each id once.
+    pub endpoints: Vec<EndpointConfig>,
+    /// The page sizes the device announces; its lowest bit is the granule of a mapping.
+    pub page_size_mask: u64,
+    /// The IOVAs a guest may map, in whole granules.
+    pub aperture: IovaRange,
+    /// Whether unattached endpoints are in bypass mode until the guest's driver says otherwise.
+    pub boot_bypass: bool,
+    /// The IOVAs that reach the interrupt controller untranslated.
+    pub msi_region: Option<IovaRange>,
+    /// How much state a guest can make this process hold.
+    pub limits: Limits,
+    /// How long an UNMAP or DETACH waits for a back-end to confirm.
+    pub unmap_timeout: Duration,
+    /// What is reported on standard error.
+    pub log_level: LevelFilter,
+}
+
+/// Where the VMM connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A Unix socket to be made at this path.
+    Path(PathBuf),
+    /// An open file descriptor of this process, said to be a listening Unix socket; not checked yet.
+    Fd(i32),
+}
+
+/// How much state a guest can make this process hold. Each is 1 or more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Domains at most.
+    pub max_domains: u32,
+    /// Mappings at most, in all domains together.
+    pub max_mappings: usize,
+    /// Faults held at most while the guest gives no event buffer.
+    pub max_faults: usize,
+}
+
+impl Config {
+    /// Takes the options together.
+    pub(crate) fn from_options(options: Options) -> Result<Config, UsageError> {
+        EndpointConfig::check_ids(&options.endpoints)?;
+        EndpointConfig::check_sockets(options.socket_path.as_deref(), &options.endpoints)?;
+        Ok(Config {
+            page_size_mask: page_size_mask(options.granule),
+            aperture: aperture(&options)?,
+            msi_region: msi_region(&options),
+            listen: listen(options.socket_path, options.fd)?,
+            endpoints: options.endpoints,
+            boot_bypass: options.boot_bypass == Switch::On,
+            limits: Limits {
+                max_domains: options.max_domains.get(),
+                max_mappings: options.max_mappings.get(),
+                max_faults: options.max_faults.get(),
+            },
+            unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),
+            log_level: options.log_level.into(),
+        })
+    }
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> LevelFilter {
+        match level {
+            LogLevel::Error => LevelFilter::Error,
+            LogLevel::Warn => LevelFilter::Warn,
+            LogLevel::Info => LevelFilter::Info,
+            LogLevel::Debug => LevelFilter::Debug,
+            LogLevel::Trace => LevelFilter::Trace,
+        }
+    }
+}
+
+fn listen(path: Option<PathBuf>, fd: Option<i32>) -> Result<Listen, UsageError> {
+    match (path, fd) {
+        (Some(path), _) => Ok(Listen::Path(path)),
+        (None, Some(fd)) => Ok(Listen::Fd(fd)),
+        (None, None) => Err(UsageError::new(
+            "nothing says where the VMM connects",
+            "add --socket-path PATH, or --fd N with a listening socket",
+        )),
+    }
+}
+
+/// The granule, and above it the sizes of a large and a huge page: a guest then prefers to map in those.
+fn page_size_mask(granule: Granule) -> u64 {
+    let larger = [2 << 20, 1 << 30]
+        .into_iter()
+        .filter(|size| *size > granule.bytes());
+    larger.fold(granule.bytes(), |mask, size| mask | size)
+}
+
+fn aperture(options: &Options) -> Result<IovaRange, UsageError> {
+    if let Some(range) = options.aperture {
+        return whole_granules(range, options.granule);
+    }
+    if let Some(layout) = options.guest_memory {
+        return layout.aperture(options.granule).ok_or_else(|| {
+            UsageError::new(
+                "so little or so much memory leaves no aperture",
+                "give the size that the VMM is given, with its suffix, such as 512M",
+            )
+            .about("guest-memory", layout.to_string())
+        });
+    }
+    let relayed = |endpoint: &&EndpointConfig| matches!(endpoint.kind, EndpointKind::VhostUser { .. });
+    match options.endpoints.iter().find(relayed) {
+        None => Ok(IovaRange::ALL),
+        Some(endpoint) => Err(UsageError::new(
+            "the aperture has to lie inside guest memory, because the VMM takes the ring addresses of a \
+             vhost-user device for guest-physical ones",
+            "add --guest-memory SIZE with the size of the guest's memory, or --aperture START-LAST",
+        )
+        .about("endpoint", &endpoint.label)),
+    }
+}
+
+fn whole_granules(range: IovaRange, granule: Granule) -> Result<IovaRange, UsageError> {
+    if granule.is_start(range.start()) && granule.is_last(range.last()) {
+        return Ok(range);
+    }
+    let mask = granule.bytes() - 1;
+    let (start, last) = (range.start() & !mask, range.last() | mask);
+    Err(UsageError::new(
+        format!(
+            "the range does not consist of whole granules of {:#x} bytes",
+            granule.bytes()
+        ),
+        format!("the last byte is part of the range: the next larger one is {start:#x}-{last:#x}"),
+    )
+    .about("aperture", range.to_string()))
+}
+
+fn msi_region(options: &Options) -> Option<IovaRange> {
+    match (options.msi_region, options.guest_memory) {
+        (Some(MsiRegion::At(region)), _) => Some(region),
+        (Some(MsiRegion::None), _) => None,
+        (None, Some(layout)) => layout.msi_region(),
+        (None, None) => Some(X86_MSI_REGION),
+    }
+}
