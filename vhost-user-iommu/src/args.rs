@@ -189,10 +189,7 @@ fn parse_granule(text: &str) -> Result<Granule, UsageError> {
         let nearest = bytes.clamp(GRANULE_MIN, GRANULE_MAX).next_power_of_two();
         UsageError::new(
             "a granule is a power of two from 4k to 1G",
-            format!(
-                "write the guest's page size or less, such as {}",
-                format_size(nearest)
-            ),
+            format!("write the guest's page size or less, such as {}", format_size(nearest)),
         )
     })
 }

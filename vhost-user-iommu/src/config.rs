@@ -13,7 +13,7 @@ mod file;
 use std::{path::PathBuf, time::Duration};
 
 use log::LevelFilter;
-use viommu_core::{Granule, IovaRange};
+use viommu_core::{Granule, IovaRange, Limits};
 
 use crate::{
     args::{LogLevel, MsiRegion, Options, Switch},
@@ -56,17 +56,6 @@ pub enum Listen {
     Fd(i32),
 }
 
-/// How much state a guest can make this process hold. Each is 1 or more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Domains at most.
-    pub max_domains: u32,
-    /// Mappings at most, in all domains together.
-    pub max_mappings: usize,
-    /// Faults held at most while the guest gives no event buffer.
-    pub max_faults: usize,
-}
-
 impl Config {
     /// Takes the options together.
     pub(crate) fn from_options(options: Options) -> Result<Config, UsageError> {
@@ -80,9 +69,9 @@ impl Config {
             endpoints: options.endpoints,
             boot_bypass: options.boot_bypass == Switch::On,
             limits: Limits {
-                max_domains: options.max_domains.get(),
-                max_mappings: options.max_mappings.get(),
-                max_faults: options.max_faults.get(),
+                domains_max: options.max_domains.get() as usize,
+                mappings_max: options.max_mappings.get(),
+                faults_max: options.max_faults.get(),
             },
             unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),
             log_level: options.log_level.into(),
@@ -115,9 +104,7 @@ fn listen(path: Option<PathBuf>, fd: Option<i32>) -> Result<Listen, UsageError> 
 
 /// The granule, and above it the sizes of a large and a huge page: a guest then prefers to map in those.
 fn page_size_mask(granule: Granule) -> u64 {
-    let larger = [2 << 20, 1 << 30]
-        .into_iter()
-        .filter(|size| *size > granule.bytes());
+    let larger = [2 << 20, 1 << 30].into_iter().filter(|size| *size > granule.bytes());
     larger.fold(granule.bytes(), |mask, size| mask | size)
 }
 
@@ -153,10 +140,7 @@ fn whole_granules(range: IovaRange, granule: Granule) -> Result<IovaRange, Usage
     let mask = granule.bytes() - 1;
     let (start, last) = (range.start() & !mask, range.last() | mask);
     Err(UsageError::new(
-        format!(
-            "the range does not consist of whole granules of {:#x} bytes",
-            granule.bytes()
-        ),
+        format!("the range does not consist of whole granules of {:#x} bytes", granule.bytes()),
         format!("the last byte is part of the range: the next larger one is {start:#x}-{last:#x}"),
     )
     .about("aperture", range.to_string()))

@@ -4,14 +4,24 @@
 
 mod args;
 mod config;
+mod daemon;
+mod fd;
+mod iommu;
+mod listen;
 mod machine_layout;
+pub mod message;
 mod pci;
+mod relay;
+mod session;
 mod size;
+mod sync;
+mod throttle;
 mod viot;
 
 use std::io::{self, Write};
 
-pub use config::{Command, Config, EndpointConfig, EndpointKind, Limits, Listen, UsageError, parse};
+pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, UsageError, parse};
+pub use daemon::run;
 pub use pci::PciAddress;
 pub use viot::ViotCommand;
 
@@ -23,14 +33,6 @@ pub fn print_capabilities() -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{CAPABILITIES}")?;
     stdout.flush()
-}
-
-/// Serves the device until told to stop.
-///
-/// # Errors
-/// What keeps the device from being served.
-pub fn run(_config: Config) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 const CAPABILITIES: &str = r#"{"type":"iommu","features":["boot-bypass","vhost-user-endpoint"]}"#;

@@ -97,10 +97,7 @@ impl FromStr for GuestMemoryLayout {
                 ));
             }
         };
-        Ok(GuestMemoryLayout {
-            size: parse_size(size)?,
-            machine,
-        })
+        Ok(GuestMemoryLayout { size: parse_size(size)?, machine })
     }
 }
 
@@ -131,9 +128,7 @@ mod tests {
     fn aperture(text: &str, granule: u64) -> Option<(u64, u64)> {
         let granule = Granule::of_mask(granule).expect("not empty");
         let layout: GuestMemoryLayout = text.parse().expect(text);
-        layout
-            .aperture(granule)
-            .map(|range| (range.start(), range.last()))
+        layout.aperture(granule).map(|range| (range.start(), range.last()))
     }
 
     #[test]
@@ -174,14 +169,7 @@ mod tests {
 
     #[test]
     fn an_unknown_machine_is_refused() {
-        let error = "1G,machine=microvm"
-            .parse::<GuestMemoryLayout>()
-            .expect_err("unknown");
-        assert!(
-            error
-                .to_string()
-                .starts_with("`machine=microvm` is not a machine"),
-            "{error}"
-        );
+        let error = "1G,machine=microvm".parse::<GuestMemoryLayout>().expect_err("unknown");
+        assert!(error.to_string().starts_with("`machine=microvm` is not a machine"), "{error}");
     }
 }

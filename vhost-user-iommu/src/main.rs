@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     match parse(env::args_os()) {
         Ok(Command::PrintCapabilities) => exit(print_capabilities(), FAILURE),
         Ok(Command::Viot(viot)) => exit(viot.run(), USAGE),
-        Ok(Command::Serve(config)) => exit(run(config), FAILURE),
+        Ok(Command::Serve(config)) => exit(run(&config), USAGE),
         Err(error) => exit(Err(error), USAGE),
     }
 }

@@ -36,10 +36,7 @@ impl PciAddress {
 
     /// The function whose [`endpoint_id`](Self::endpoint_id) is `id`.
     pub fn of_endpoint_id(id: EndpointId) -> PciAddress {
-        PciAddress {
-            segment: (id.0 >> 16) as u16,
-            bdf: (id.0 & 0xffff) as u16,
-        }
+        PciAddress { segment: (id.0 >> 16) as u16, bdf: (id.0 & 0xffff) as u16 }
     }
 }
 
@@ -126,10 +123,7 @@ mod tests {
             " 00:02.0",
         ] {
             let error = text.parse::<PciAddress>().expect_err(text).to_string();
-            assert!(
-                error.starts_with(&format!("`{text}` is not the address")),
-                "{error}"
-            );
+            assert!(error.starts_with(&format!("`{text}` is not the address")), "{error}");
         }
     }
 }

@@ -47,10 +47,7 @@ pub fn format_size(bytes: u64) -> String {
         .iter()
         .rev()
         .find(|(_, lg2)| bytes != 0 && bytes.trailing_zeros() >= *lg2)
-        .map_or_else(
-            || bytes.to_string(),
-            |(suffix, lg2)| format!("{}{suffix}", bytes >> lg2),
-        )
+        .map_or_else(|| bytes.to_string(), |(suffix, lg2)| format!("{}{suffix}", bytes >> lg2))
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -137,13 +134,7 @@ mod tests {
 
     #[test]
     fn a_size_is_shown_as_it_can_be_typed() {
-        for (bytes, text) in [
-            (0, "0"),
-            (4096, "4k"),
-            (3 << 20, "3M"),
-            (1 << 30, "1G"),
-            (1025, "1025"),
-        ] {
+        for (bytes, text) in [(0, "0"), (4096, "4k"), (3 << 20, "3M"), (1 << 30, "1G"), (1025, "1025")] {
             assert_eq!(format_size(bytes), text);
             assert_eq!(parse_size(text), Ok(bytes));
         }

@@ -50,11 +50,7 @@ impl ViotCommand {
         let functions = endpoints.iter().map(|endpoint| pci_function(iommu, endpoint));
         let mut endpoints = functions.collect::<Result<Vec<_>, _>>()?;
         endpoints.sort_unstable();
-        Ok(ViotCommand {
-            iommu,
-            endpoints,
-            output,
-        })
+        Ok(ViotCommand { iommu, endpoints, output })
     }
 
     /// Writes the table: the whole of it, or nothing.
@@ -72,19 +68,9 @@ impl ViotCommand {
     pub fn table(&self) -> Result<Vec<u8>, UsageError> {
         let ranges = neighbours(&self.endpoints);
         let node_count = u16::try_from(ranges.len() + 1).map_err(|_| {
-            UsageError::new(
-                "the table cannot hold so many endpoints",
-                "name at most 65534 of them",
-            )
+            UsageError::new("the table cannot hold so many endpoints", "name at most 65534 of them")
         })?;
-        let mut table = Sdt::new(
-            *b"VIOT",
-            ACPI_HEADER_SIZE,
-            REVISION,
-            *OEM_ID,
-            *OEM_TABLE_ID,
-            OEM_REVISION,
-        );
+        let mut table = Sdt::new(*b"VIOT", ACPI_HEADER_SIZE, REVISION, *OEM_ID, *OEM_TABLE_ID, OEM_REVISION);
         table.append_slice(Head::new(node_count).as_bytes());
         table.append_slice(IommuNode::new(self.iommu).as_bytes());
         for (first, last) in ranges {
@@ -118,8 +104,7 @@ fn neighbours(functions: &[PciAddress]) -> Vec<(PciAddress, PciAddress)> {
         a.segment() == b.segment() && a.bdf().checked_add(1) == Some(b.bdf())
     };
     let runs = functions.chunk_by(follow);
-    runs.filter_map(|run| Some((*run.first()?, *run.last()?)))
-        .collect()
+    runs.filter_map(|run| Some((*run.first()?, *run.last()?))).collect()
 }
 
 /// What follows the ACPI header.
@@ -134,11 +119,7 @@ struct Head {
 
 impl Head {
     fn new(node_count: u16) -> Head {
-        Head {
-            node_count: node_count.into(),
-            node_offset: FIRST_NODE.into(),
-            reserved: [0; 8],
-        }
+        Head { node_count: node_count.into(), node_offset: FIRST_NODE.into(), reserved: [0; 8] }
     }
 }
 
@@ -223,9 +204,7 @@ mod tests {
     }
 
     fn table(iommu: &str, endpoints: &[&str]) -> Vec<u8> {
-        command(iommu, endpoints)
-            .and_then(|command| command.table())
-            .expect("valid")
+        command(iommu, endpoints).and_then(|command| command.table()).expect("valid")
     }
 
     /// The bytes that `text` spells in hexadecimal, white space aside.
@@ -261,10 +240,7 @@ mod tests {
     #[test]
     fn neighbours_are_one_range_in_whatever_order_they_are_given() {
         let ordered = table("00:01.0", &["00:02.0", "00:02.1", "00:02.2", "00:03.0"]);
-        assert_eq!(
-            table("00:01.0", &["00:03.0", "00:02.2", "00:02.0", "00:02.1"]),
-            ordered
-        );
+        assert_eq!(table("00:01.0", &["00:03.0", "00:02.2", "00:02.0", "00:02.1"]), ordered);
         assert_eq!(
             ordered[64..],
             bytes(
@@ -286,22 +262,14 @@ mod tests {
     fn what_the_table_cannot_say_is_refused() {
         for (endpoints, line) in [
             (&[][..], "no endpoint is named; "),
-            (
-                &["00:01.0"][..],
-                "--endpoint 00:01.0: this is the IOMMU itself, which is not translated; ",
-            ),
+            (&["00:01.0"][..], "--endpoint 00:01.0: this is the IOMMU itself, which is not translated; "),
             (
                 &["0x10"][..],
                 "--endpoint 0x10: VIOT cannot describe an endpoint that is given by number; write the PCI address, 00:02.0 ",
             ),
-            (
-                &["00:02.0", "0:2.0"][..],
-                "--endpoint 0:2.0: this is the same endpoint as 00:02.0; ",
-            ),
+            (&["00:02.0", "0:2.0"][..], "--endpoint 0:2.0: this is the same endpoint as 00:02.0; "),
         ] {
-            let error = command("0000:00:01.0", endpoints)
-                .expect_err("refused")
-                .to_string();
+            let error = command("0000:00:01.0", endpoints).expect_err("refused").to_string();
             assert!(error.starts_with(line), "{error}");
         }
     }

@@ -20,18 +20,12 @@ pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
             UsageError::new(format!("`{option}` is not an option"), suggestion(error))
         }
         ErrorKind::InvalidValue | ErrorKind::InvalidUtf8 | ErrorKind::NoEquals if value.is_empty() => {
-            UsageError::new(
-                format!("`{option}` has no value"),
-                "add the value, or leave the option out",
-            )
+            UsageError::new(format!("`{option}` has no value"), "add the value, or leave the option out")
         }
         ErrorKind::InvalidValue => {
             let values = text(error, ContextKind::ValidValue);
-            UsageError::new(
-                "the option does not take this value",
-                format!("give one of {values}"),
-            )
-            .about(name, value)
+            UsageError::new("the option does not take this value", format!("give one of {values}"))
+                .about(name, value)
         }
         ErrorKind::ValueValidation => refusal(error).about(name, value),
         ErrorKind::ArgumentConflict if option == text(error, ContextKind::PriorArg) => {
@@ -39,10 +33,7 @@ pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
         }
         ErrorKind::ArgumentConflict => {
             let prior = text(error, ContextKind::PriorArg);
-            UsageError::new(
-                format!("`{option}` and `{prior}` exclude each other"),
-                "keep one of the two",
-            )
+            UsageError::new(format!("`{option}` and `{prior}` exclude each other"), "keep one of the two")
         }
         ErrorKind::MissingRequiredArgument => UsageError::new(format!("`{option}` is missing"), "add it"),
         _ => UsageError::new(first_line(error), SEE_HELP),
@@ -82,11 +73,7 @@ fn long_name(option: &str) -> &str {
 
 fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    text.lines()
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("error: ")
-        .to_owned()
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
 const SEE_HELP: &str = "--help lists the options";

@@ -61,12 +61,7 @@ fn parse_serve(words: &[OsString], matches: &ArgMatches, path: Option<&Path>) ->
     file.yield_to(|key| matches.value_source(&key.replace('-', "_")) == Some(ValueSource::CommandLine));
     let (program, given) = words.split_at(words.len().min(1));
     let from_file = file.options().map(OsString::from);
-    let all: Vec<OsString> = program
-        .iter()
-        .cloned()
-        .chain(from_file)
-        .chain(given.iter().cloned())
-        .collect();
+    let all: Vec<OsString> = program.iter().cloned().chain(from_file).chain(given.iter().cloned()).collect();
     let (_, args) = read(&all)?;
     Config::from_options(args.options).map_err(|error| file.locate(error))
 }

@@ -90,20 +90,12 @@ impl FromStr for EndpointConfig {
             Some((label, properties)) => (label, vhost_user(properties)?),
             None => (text, EndpointKind::Listed),
         };
-        let pci = label
-            .contains([':', '.'])
-            .then(|| label.parse::<PciAddress>())
-            .transpose()?;
+        let pci = label.contains([':', '.']).then(|| label.parse::<PciAddress>()).transpose()?;
         let id = match pci {
             Some(address) => address.endpoint_id(),
             None => numeric_id(label)?,
         };
-        Ok(EndpointConfig {
-            id,
-            label: label.to_owned(),
-            pci,
-            kind,
-        })
+        Ok(EndpointConfig { id, label: label.to_owned(), pci, kind })
     }
 }
 
@@ -113,16 +105,12 @@ fn absolute(socket: &Path) -> PathBuf {
 }
 
 fn numeric_id(label: &str) -> Result<EndpointId, UsageError> {
-    parse_size(label)
-        .ok()
-        .and_then(|id| u32::try_from(id).ok())
-        .map(EndpointId)
-        .ok_or_else(|| {
-            UsageError::new(
-                format!("`{label}` is not an endpoint id"),
-                "write a PCI address such as 00:02.0, or a number below 2^32",
-            )
-        })
+    parse_size(label).ok().and_then(|id| u32::try_from(id).ok()).map(EndpointId).ok_or_else(|| {
+        UsageError::new(
+            format!("`{label}` is not an endpoint id"),
+            "write a PCI address such as 00:02.0, or a number below 2^32",
+        )
+    })
 }
 
 fn vhost_user(properties: &str) -> Result<EndpointKind, UsageError> {
@@ -134,17 +122,11 @@ fn vhost_user(properties: &str) -> Result<EndpointKind, UsageError> {
             "backend" => &mut backend,
             _ => {
                 let problem = format!("`{key}` is not a property of an endpoint");
-                return Err(UsageError::new(
-                    problem,
-                    "the properties are vhost-user and backend",
-                ));
+                return Err(UsageError::new(problem, "the properties are vhost-user and backend"));
             }
         };
         if value.is_empty() {
-            return Err(UsageError::new(
-                format!("`{key}` has no value"),
-                format!("write {key}=SOCKET"),
-            ));
+            return Err(UsageError::new(format!("`{key}` has no value"), format!("write {key}=SOCKET")));
         }
         if slot.replace(PathBuf::from(value)).is_some() {
             return Err(UsageError::new(format!("`{key}` is given twice"), "give it once"));
@@ -181,24 +163,14 @@ mod tests {
             ("4294967295", u32::MAX, false),
         ] {
             let endpoint: EndpointConfig = spec.parse().expect(spec);
-            assert_eq!(
-                (endpoint.id, endpoint.pci.is_some()),
-                (EndpointId(id), is_pci),
-                "{spec}"
-            );
-            assert_eq!(
-                (endpoint.label.as_str(), endpoint.kind),
-                (spec, EndpointKind::Listed)
-            );
+            assert_eq!((endpoint.id, endpoint.pci.is_some()), (EndpointId(id), is_pci), "{spec}");
+            assert_eq!((endpoint.label.as_str(), endpoint.kind), (spec, EndpointKind::Listed));
         }
     }
 
     #[test]
     fn a_vhost_user_endpoint_has_two_sockets_in_any_order() {
-        let expected = EndpointKind::VhostUser {
-            front: "f".into(),
-            backend: "b=c".into(),
-        };
+        let expected = EndpointKind::VhostUser { front: "f".into(), backend: "b=c".into() };
         for spec in ["0:2.0,vhost-user=f,backend=b=c", "0:2.0,backend=b=c,vhost-user=f"] {
             assert_eq!(spec.parse::<EndpointConfig>().expect(spec).kind, expected);
         }
@@ -215,14 +187,8 @@ mod tests {
             ("1,vfio=0000:65:00.0", "`vfio` is not a property"),
             ("1,vhost-user=,backend=b", "`vhost-user` has no value"),
             ("1,vhost-user=a,vhost-user=b", "`vhost-user` is given twice"),
-            (
-                "1,vhost-user=a",
-                "a vhost-user endpoint needs both of its sockets; add backend=SOCKET",
-            ),
-            (
-                "1,backend=a",
-                "a vhost-user endpoint needs both of its sockets; add vhost-user=SOCKET",
-            ),
+            ("1,vhost-user=a", "a vhost-user endpoint needs both of its sockets; add backend=SOCKET"),
+            ("1,backend=a", "a vhost-user endpoint needs both of its sockets; add vhost-user=SOCKET"),
         ] {
             let error = spec.parse::<EndpointConfig>().expect_err(spec).to_string();
             assert!(error.starts_with(problem), "{spec}: {error}");
@@ -231,23 +197,11 @@ mod tests {
 
     #[test]
     fn an_id_is_given_once_however_it_is_written() {
-        assert_eq!(
-            EndpointConfig::check_ids(&endpoints(&["0", "00:00.1", "1:00:00.1"])),
-            Ok(())
-        );
+        assert_eq!(EndpointConfig::check_ids(&endpoints(&["0", "00:00.1", "1:00:00.1"])), Ok(()));
         for (specs, line) in [
-            (
-                ["00:02.0", "00:02.0"],
-                "--endpoint 00:02.0: the endpoint is given twice",
-            ),
-            (
-                ["00:02.0", "16"],
-                "--endpoint 16: this is the same endpoint as 00:02.0",
-            ),
-            (
-                ["0:2.0", "0000:00:02.0"],
-                "--endpoint 0000:00:02.0: this is the same endpoint as 0:2.0",
-            ),
+            (["00:02.0", "00:02.0"], "--endpoint 00:02.0: the endpoint is given twice"),
+            (["00:02.0", "16"], "--endpoint 16: this is the same endpoint as 00:02.0"),
+            (["0:2.0", "0000:00:02.0"], "--endpoint 0000:00:02.0: this is the same endpoint as 0:2.0"),
         ] {
             let error = EndpointConfig::check_ids(&endpoints(&specs)).expect_err("same id");
             assert!(error.to_string().starts_with(line), "{error}");
@@ -257,26 +211,15 @@ mod tests {
     #[test]
     fn a_socket_serves_one_connection() {
         let two = endpoints(&["1,vhost-user=f1,backend=b1", "2,vhost-user=f2,backend=b2", "3"]);
-        assert_eq!(
-            EndpointConfig::check_sockets(Some(Path::new("own")), &two),
-            Ok(())
-        );
+        assert_eq!(EndpointConfig::check_sockets(Some(Path::new("own")), &two), Ok(()));
         for (own, specs, problem) in [
-            (
-                "own",
-                ["1,vhost-user=a,backend=./a", "3"],
-                "the socket ./a is taken already by 1",
-            ),
+            ("own", ["1,vhost-user=a,backend=./a", "3"], "the socket ./a is taken already by 1"),
             (
                 "own",
                 ["1,vhost-user=a,backend=b", "2,vhost-user=c,backend=b"],
                 "the socket b is taken already by 1",
             ),
-            (
-                "./a",
-                ["1,vhost-user=a,backend=b", "3"],
-                "the socket a is taken already by socket-path",
-            ),
+            ("./a", ["1,vhost-user=a,backend=b", "3"], "the socket a is taken already by socket-path"),
         ] {
             let error = EndpointConfig::check_sockets(Some(Path::new(own)), &endpoints(&specs))
                 .expect_err("same socket");

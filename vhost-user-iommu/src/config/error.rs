@@ -29,20 +29,12 @@ pub(crate) struct Subject {
 impl UsageError {
     /// An error that says what is wrong and how to mend it.
     pub fn new(problem: impl Into<String>, mend: impl Into<String>) -> UsageError {
-        UsageError {
-            subject: None,
-            place: None,
-            problem: problem.into(),
-            mend: mend.into(),
-        }
+        UsageError { subject: None, place: None, problem: problem.into(), mend: mend.into() }
     }
 
     /// The same error, said of the option `option` (its long name without dashes) with the value `value`.
     pub(crate) fn about(mut self, option: &str, value: impl Into<String>) -> UsageError {
-        self.subject = Some(Subject {
-            option: option.to_owned(),
-            value: value.into(),
-        });
+        self.subject = Some(Subject { option: option.to_owned(), value: value.into() });
         self
     }
 
@@ -80,11 +72,7 @@ struct OneLine<'a, 'b>(&'a mut fmt::Formatter<'b>);
 impl fmt::Write for OneLine<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         text.chars().try_for_each(|c| {
-            if c.is_control() {
-                write!(self.0, "{}", c.escape_default())
-            } else {
-                self.0.write_char(c)
-            }
+            if c.is_control() { write!(self.0, "{}", c.escape_default()) } else { self.0.write_char(c) }
         })
     }
 }
@@ -98,9 +86,6 @@ mod tests {
         let error = UsageError::new("not a size", "write 4k").about("granule", "4\nk");
         assert_eq!(error.to_string(), r"--granule 4\nk: not a size; write 4k");
         let placed = error.at("vm.toml:3");
-        assert_eq!(
-            placed.to_string(),
-            r"vm.toml:3: granule 4\nk: not a size; write 4k"
-        );
+        assert_eq!(placed.to_string(), r"vm.toml:3: granule 4\nk: not a size; write 4k");
     }
 }

@@ -54,10 +54,7 @@ impl ConfigFile {
 
     /// Parses `text`; `path` is only named in errors.
     pub(super) fn parse(path: &Path, text: &str) -> Result<ConfigFile, UsageError> {
-        let mut file = ConfigFile {
-            path: path.to_owned(),
-            entries: Vec::new(),
-        };
+        let mut file = ConfigFile { path: path.to_owned(), entries: Vec::new() };
         let table = DeTable::parse(text).map_err(|error| {
             let line = line_of(text, &error.span().unwrap_or_default());
             UsageError::new(error.message(), "correct the TOML at this place").at(file.place(line))
@@ -66,8 +63,7 @@ impl ConfigFile {
             for item in items(key.get_ref(), value) {
                 let line = line_of(text, &item.span());
                 let entry = Entry::new(line, key.get_ref(), item.get_ref());
-                file.entries
-                    .push(entry.map_err(|error| error.at(file.place(line)))?);
+                file.entries.push(entry.map_err(|error| error.at(file.place(line)))?);
             }
         }
         file.check_rivals()?;
@@ -107,17 +103,12 @@ impl ConfigFile {
 
     fn check_rivals(&self) -> Result<(), UsageError> {
         for entry in &self.entries {
-            let earlier = |rival: &str| {
-                self.entries
-                    .iter()
-                    .any(|other| other.key == rival && other.line <= entry.line)
-            };
+            let earlier =
+                |rival: &str| self.entries.iter().any(|other| other.key == rival && other.line <= entry.line);
             if let Some(rival) = rivals_of(&entry.key).find(|rival| earlier(rival)) {
-                return Err(
-                    UsageError::new(format!("{rival} is given as well"), "keep one of the two")
-                        .about(&entry.key, &entry.value)
-                        .at(self.place(entry.line)),
-                );
+                return Err(UsageError::new(format!("{rival} is given as well"), "keep one of the two")
+                    .about(&entry.key, &entry.value)
+                    .at(self.place(entry.line)));
             }
         }
         Ok(())
@@ -134,23 +125,14 @@ impl Entry {
             .no_binary_name(true)
             .disable_help_flag(true)
             .disable_version_flag(true);
-        if !command
-            .get_arguments()
-            .any(|option| option.get_long() == Some(key))
-        {
+        if !command.get_arguments().any(|option| option.get_long() == Some(key)) {
             return Err(UsageError::new(
                 format!("`{key}` is not an option"),
                 "the keys are the long options that --help lists, without dashes",
             ));
         }
-        let entry = Entry {
-            line,
-            key: key.to_owned(),
-            value: text_of(key, value)?,
-        };
-        command
-            .try_get_matches_from([entry.option()])
-            .map_err(|error| clap_error::to_usage_error(&error))?;
+        let entry = Entry { line, key: key.to_owned(), value: text_of(key, value)? };
+        command.try_get_matches_from([entry.option()]).map_err(|error| clap_error::to_usage_error(&error))?;
         Ok(entry)
     }
 
@@ -176,9 +158,9 @@ fn text_of(key: &str, value: &DeValue<'_>) -> Result<String, UsageError> {
     let text = match value {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Boolean(on) => Some(if *on { "on" } else { "off" }.to_owned()),
-        DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix())
-            .ok()
-            .map(|number| number.to_string()),
+        DeValue::Integer(number) => {
+            u64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
+        }
         _ => None,
     };
     text.ok_or_else(|| {
@@ -191,19 +173,12 @@ fn text_of(key: &str, value: &DeValue<'_>) -> Result<String, UsageError> {
 }
 
 fn rivals_of(key: &str) -> impl Iterator<Item = &'static str> {
-    RIVALS
-        .iter()
-        .filter(move |(option, _)| *option == key)
-        .map(|(_, rival)| *rival)
+    RIVALS.iter().filter(move |(option, _)| *option == key).map(|(_, rival)| *rival)
 }
 
 /// The number of the line in which `span` starts, from 1.
 fn line_of(text: &str, span: &Range<usize>) -> usize {
-    1 + text
-        .bytes()
-        .take(span.start)
-        .filter(|byte| *byte == b'\n')
-        .count()
+    1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count()
 }
 
 /// The one option that can be given more than once.
@@ -262,42 +237,15 @@ mod tests {
             ("\n\ngranul = '4k'", "vm.toml:3: `granul` is not an option; "),
             ("config = 'x'", "vm.toml:1: `config` is not an option; "),
             ("help = true", "vm.toml:1: `help` is not an option; "),
-            (
-                "'socket-path=a' = 'b'",
-                "vm.toml:1: `socket-path=a` is not an option; ",
-            ),
-            (
-                "granule = '3k'",
-                "vm.toml:1: granule 3k: a granule is a power of two",
-            ),
-            (
-                "max-domains = -1",
-                "vm.toml:1: `max-domains` does not take a value of this type; ",
-            ),
-            (
-                "granule = 1.5",
-                "vm.toml:1: `granule` does not take a value of this type; ",
-            ),
-            (
-                "granule = ['4k']",
-                "vm.toml:1: `granule` does not take a value of this type; ",
-            ),
-            (
-                "endpoint = [\n '1',\n true,\n]",
-                "vm.toml:3: endpoint on: `on` is not an endpoint id; ",
-            ),
-            (
-                "endpoint = [\n '1',\n 'x',\n]",
-                "vm.toml:3: endpoint x: `x` is not an endpoint id; ",
-            ),
-            (
-                "[limits]\nmax-faults = 1",
-                "vm.toml:1: `limits` is not an option; ",
-            ),
-            (
-                "fd = 3\nsocket-path = 'a'",
-                "vm.toml:2: socket-path a: fd is given as well; ",
-            ),
+            ("'socket-path=a' = 'b'", "vm.toml:1: `socket-path=a` is not an option; "),
+            ("granule = '3k'", "vm.toml:1: granule 3k: a granule is a power of two"),
+            ("max-domains = -1", "vm.toml:1: `max-domains` does not take a value of this type; "),
+            ("granule = 1.5", "vm.toml:1: `granule` does not take a value of this type; "),
+            ("granule = ['4k']", "vm.toml:1: `granule` does not take a value of this type; "),
+            ("endpoint = [\n '1',\n true,\n]", "vm.toml:3: endpoint on: `on` is not an endpoint id; "),
+            ("endpoint = [\n '1',\n 'x',\n]", "vm.toml:3: endpoint x: `x` is not an endpoint id; "),
+            ("[limits]\nmax-faults = 1", "vm.toml:1: `limits` is not an option; "),
+            ("fd = 3\nsocket-path = 'a'", "vm.toml:2: socket-path a: fd is given as well; "),
             (
                 "guest-memory = '1G'\naperture = '1M-2M'",
                 "vm.toml:2: aperture 1M-2M: guest-memory is given as well; ",
@@ -323,10 +271,8 @@ mod tests {
     #[test]
     fn an_error_about_an_option_of_the_file_is_placed_there() {
         let file = parse("fd = 3\nendpoint = [\n'1',\n'2,vhost-user=f,backend=b']").expect("valid");
-        let error = |option, value: &str| {
-            file.locate(UsageError::new("p", "m").about(option, value))
-                .to_string()
-        };
+        let error =
+            |option, value: &str| file.locate(UsageError::new("p", "m").about(option, value)).to_string();
         assert_eq!(error("endpoint", "2"), "vm.toml:4: endpoint 2: p; m");
         assert_eq!(error("endpoint", "3"), "--endpoint 3: p; m");
         assert_eq!(error("fd", "3"), "vm.toml:1: fd 3: p; m");

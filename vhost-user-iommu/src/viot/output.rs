@@ -38,15 +38,12 @@ fn write_stdout(bytes: &[u8]) -> Result<(), UsageError> {
             "add --output FILE, or redirect standard output",
         ));
     }
-    stdout
-        .write_all(bytes)
-        .and_then(|()| stdout.flush())
-        .map_err(|error| {
-            UsageError::new(
-                format!("the table cannot be written to standard output: {error}"),
-                "add --output FILE, or redirect standard output",
-            )
-        })
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| {
+        UsageError::new(
+            format!("the table cannot be written to standard output: {error}"),
+            "add --output FILE, or redirect standard output",
+        )
+    })
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -62,10 +59,8 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = beside(path)?;
     let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-    let written = file
-        .write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, path));
+    let written =
+        file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The first error is the one to report; a file left behind is only untidy.
         let _ = fs::remove_file(&temporary);
@@ -89,9 +84,8 @@ mod tests {
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = fs::read_dir(directory).expect("readable").flatten();
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
@@ -114,10 +108,7 @@ mod tests {
         symlink("target", &link).expect("a link");
         write(Some(&link), b"new").expect("written");
         assert!(link.is_symlink());
-        assert_eq!(
-            fs::read(directory.path().join("target")).expect("readable"),
-            b"new"
-        );
+        assert_eq!(fs::read(directory.path().join("target")).expect("readable"), b"new");
     }
 
     #[test]
@@ -129,15 +120,9 @@ mod tests {
     #[test]
     fn a_place_that_cannot_be_written_is_named_and_left_alone() {
         let directory = tempfile::tempdir().expect("a directory");
-        for path in [
-            directory.path().to_owned(),
-            directory.path().join("missing/viot.dat"),
-        ] {
+        for path in [directory.path().to_owned(), directory.path().join("missing/viot.dat")] {
             let error = write(Some(&path), b"table").expect_err("refused").to_string();
-            assert!(
-                error.starts_with(&format!("--output {}: the table cannot", path.display())),
-                "{error}"
-            );
+            assert!(error.starts_with(&format!("--output {}: the table cannot", path.display())), "{error}");
         }
         assert!(names(directory.path()).is_empty());
     }

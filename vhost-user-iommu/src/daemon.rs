@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The life of the daemon: everything that can fail is done first, then threads serve until a signal comes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use log::info;
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::iterator::Signals;
+use viommu_core::EndpointId;
+
+use crate::config::{Config, EndpointKind, Listen};
+use crate::fd::inherited_listener;
+use crate::iommu::Iommu;
+use crate::listen::{SocketFile, listen};
+use crate::relay::{Invalidator, Orders, Relay, orders};
+use crate::sync::Wake;
+use crate::{UsageError, session};
+
+/// A relay before it has a device to ask.
+struct Prepared {
+    endpoint: EndpointId,
+    label: String,
+    backend: PathBuf,
+    listener: UnixListener,
+    orders: Orders,
+}
+
+/// Serves the device until SIGTERM or SIGINT, and then leaves nothing behind.
+///
+/// # Errors
+/// What keeps the device from being served as asked; nothing is left behind then either.
+pub fn run(config: &Config) -> Result<(), UsageError> {
+    env_logger::Builder::new().filter_level(config.log_level).init();
+    let mut files = Vec::new();
+    let listener = match &config.listen {
+        // Before anything else is opened, since it takes a file descriptor by its number.
+        Listen::Fd(number) => inherited_listener(*number)?,
+        Listen::Path(path) => keep(listen("socket-path", path)?, &mut files),
+    };
+    let mut signals = Signals::new(TERM_SIGNALS).map_err(short_of)?;
+    let (relays, invalidators) = prepare_relays(config, &mut files)?;
+    let event_waits = Arc::new(Wake::new().map_err(short_of)?);
+    let iommu = Iommu::new(config, invalidators, event_waits.clone());
+    let iommu =
+        Arc::new(iommu.map_err(|error| UsageError::new(error.to_string(), "change the option it names"))?);
+    for prepared in relays {
+        start_relay(prepared, config, &iommu)?;
+    }
+    let session_iommu = iommu.clone();
+    start("session", move || session::serve(listener, &session_iommu, &event_waits))?;
+    info!("ready: {} endpoints, aperture {}", config.endpoints.len(), config.aperture);
+    signals.forever().next();
+    info!("told to end; {}", iommu.account());
+    Ok(())
+}
+
+fn prepare_relays(
+    config: &Config,
+    files: &mut Vec<SocketFile>,
+) -> Result<(Vec<Prepared>, BTreeMap<EndpointId, Invalidator>), UsageError> {
+    let mut relays = Vec::new();
+    let mut invalidators = BTreeMap::new();
+    for endpoint in &config.endpoints {
+        let EndpointKind::VhostUser { front, backend } = &endpoint.kind else { continue };
+        let listener = keep(listen("endpoint", front)?, files);
+        let (invalidator, orders) = orders().map_err(short_of)?;
+        invalidators.insert(endpoint.id, invalidator);
+        let (label, backend) = (endpoint.label.clone(), backend.clone());
+        relays.push(Prepared { endpoint: endpoint.id, label, backend, listener, orders });
+    }
+    Ok((relays, invalidators))
+}
+
+fn start_relay(prepared: Prepared, config: &Config, iommu: &Arc<Iommu>) -> Result<(), UsageError> {
+    let Prepared { endpoint, label, backend, listener, orders } = prepared;
+    let (iommu, unmap_timeout) = (iommu.clone(), config.unmap_timeout);
+    let relay = Relay { endpoint, label, backend, iommu, unmap_timeout };
+    start("relay", move || relay.serve(&listener, &orders))
+}
+
+fn start(name: &str, serve: impl FnOnce() + Send + 'static) -> Result<(), UsageError> {
+    thread::Builder::new().name(name.to_owned()).spawn(serve).map(drop).map_err(short_of)
+}
+
+fn keep((listener, file): (UnixListener, SocketFile), files: &mut Vec<SocketFile>) -> UnixListener {
+    files.push(file);
+    listener
+}
+
+fn short_of(error: io::Error) -> UsageError {
+    UsageError::new(
+        format!("the system refuses a file descriptor or a thread: {error}"),
+        "raise its limits (ulimit)",
+    )
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Applying a change to the endpoints that cache translations.
+//!
+//! A change that gives access needs nothing: endpoints ask when they miss. A change that takes access away waits
+//! until every back-end concerned has acknowledged that its entries are gone; the device refuses their misses for
+//! the same range meanwhile. If one fails, the others have merely lost entries that they can ask for again.
+
+use std::sync::mpsc;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use viommu_core::{Change, EndpointId, HostError, IovaRange};
+
+use super::Iommu;
+
+impl Iommu {
+    pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
+        match *change {
+            Change::Map { .. } | Change::SetBypass { enabled: true } => Ok(()),
+            Change::Unmap { domain, range } => {
+                let members = self.state().device().domain(domain).map(|domain| domain.endpoints().collect());
+                self.invalidate(members.unwrap_or_default(), range)
+            }
+            Change::Attach { endpoint, .. } | Change::Detach { endpoint, .. } => {
+                self.invalidate(vec![endpoint], IovaRange::ALL)
+            }
+            Change::SetBypass { enabled: false } => self.invalidate(self.unattached(), IovaRange::ALL),
+        }
+    }
+
+    fn unattached(&self) -> Vec<EndpointId> {
+        let state = self.state();
+        let device = state.device();
+        device.endpoints().filter(|endpoint| device.domain_of(*endpoint).is_none()).collect()
+    }
+
+    fn invalidate(&self, endpoints: Vec<EndpointId>, range: IovaRange) -> Result<(), HostError> {
+        let (done, all_done) = mpsc::channel();
+        for endpoint in &endpoints {
+            if let Some(invalidator) = self.invalidators.get(endpoint) {
+                invalidator.invalidate(range, done.clone());
+            }
+        }
+        drop(done);
+        let deadline = Instant::now() + self.unmap_timeout;
+        loop {
+            match all_done.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(outcome) => outcome?,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(mpsc::RecvTimeoutError::Timeout) => return Err(self.not_acknowledged(&endpoints)),
+            }
+        }
+    }
+
+    fn not_acknowledged(&self, endpoints: &[EndpointId]) -> HostError {
+        let labels: Vec<&str> = endpoints.iter().map(|endpoint| self.label(*endpoint)).collect();
+        log::error!(
+            "a back-end of {} did not acknowledge an invalidation within {} ms: it may still use memory that the \
+             guest takes back; the guest is told that its request failed",
+            labels.join(", "),
+            self.unmap_timeout.as_millis()
+        );
+        HostError { operation: "IOTLB invalidation", errno: Errno::TIMEDOUT.raw_os_error() }
+    }
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device as the threads of this process share it: one session with the VMM, and a relay for each vhost-user
+//! endpoint.
+//!
+//! Requests and other changes are made one at a time, by whoever holds the *turn*. The state itself is locked
+//! only for moments, never while somebody waits: a relay can translate while a change waits for its back-end.
+//! Lock order: turn, then state.
+//!
+//! No rule of virtio-iommu is here: those are `viommu_core`'s.
+
+mod account;
+mod apply;
+mod reserved;
+mod serving;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use log::{Level, info, warn};
+use viommu_core::{
+    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EVENT_SIZE, EndpointId, Extent, Fault, Iova,
+    IovaRange, Reply, Step,
+};
+
+use crate::Config;
+use crate::relay::Invalidator;
+use crate::sync::{Wake, lock};
+use crate::throttle::Throttle;
+
+use account::Account;
+use serving::State;
+
+/// The device and everything its endpoints need of it.
+#[derive(Debug)]
+pub struct Iommu {
+    turn: Mutex<()>,
+    state: Mutex<State>,
+    account: Account,
+    /// How to reach the caches of the endpoints that have any.
+    invalidators: BTreeMap<EndpointId, Invalidator>,
+    labels: BTreeMap<EndpointId, String>,
+    aperture: IovaRange,
+    msi_region: Option<IovaRange>,
+    unmap_timeout: Duration,
+    /// Readable when there may be an event for the driver.
+    event_waits: Arc<Wake>,
+    refusals: Throttle,
+    faults: Throttle,
+}
+
+impl Iommu {
+    /// The device of `config`, with no VMM connected: until then no endpoint reaches anything.
+    ///
+    /// # Errors
+    /// A configuration that the device cannot be made with.
+    pub fn new(
+        config: &Config,
+        invalidators: BTreeMap<EndpointId, Invalidator>,
+        event_waits: Arc<Wake>,
+    ) -> Result<Iommu, ConfigError> {
+        let device = DeviceConfig {
+            page_size_mask: config.page_size_mask,
+            aperture: config.aperture,
+            domain_ids: 0..=u32::MAX,
+            boot_bypass: config.boot_bypass,
+            limits: config.limits,
+            endpoints: config.endpoints.iter().map(|endpoint| endpoint.id).collect(),
+        };
+        let iommu = Iommu {
+            turn: Mutex::default(),
+            state: Mutex::new(State::new(device, invalidators.keys().copied())?),
+            account: Account::default(),
+            labels: config.endpoints.iter().map(|endpoint| (endpoint.id, endpoint.label.clone())).collect(),
+            invalidators,
+            aperture: config.aperture,
+            msi_region: config.msi_region,
+            unmap_timeout: config.unmap_timeout,
+            event_waits,
+            refusals: Throttle::new(Level::Warn),
+            faults: Throttle::new(Level::Warn),
+        };
+        iommu.reserve(&[]);
+        Ok(iommu)
+    }
+
+    /// Answers one request: `readable` is its readable part, `writable` the bytes of its writable part.
+    pub fn request(&self, readable: &[u8], writable: usize) -> Reply {
+        let reply = self.change(|state| state.begin(|device| device.begin(readable, writable)));
+        self.account.count(&reply);
+        if let (Some(row), Some(reject)) = (reply.row, &reply.rejected) {
+            self.refusals.log(|| format!("{} refused: {reject}", row.name));
+        }
+        reply
+    }
+
+    /// The configuration space.
+    pub fn config_space(&self) -> [u8; CONFIG_SIZE] {
+        self.state().device().config_space()
+    }
+
+    /// A driver's write to the configuration space.
+    pub fn write_config(&self, offset: usize, data: &[u8]) {
+        let reply = self.change(|state| state.begin(|device| device.begin_config_write(offset, data)));
+        if let Some(reject) = reply.rejected {
+            warn!("write to bypass refused: {reject}");
+        }
+    }
+
+    /// Takes the features that the driver accepted.
+    pub fn negotiate(&self, features: u64) {
+        self.state().device_mut().negotiate(features);
+    }
+
+    /// What a reset of the device by its driver does: endpoints keep their last address space until they are
+    /// attached again or restart themselves, see [`serving`].
+    pub fn reset(&self) {
+        let _turn = lock(&self.turn);
+        self.state().reset();
+        info!("device reset; {}", self.account);
+    }
+
+    /// A VMM has connected: this is the power-on of its machine.
+    pub fn connected(&self) {
+        let _turn = lock(&self.turn);
+        self.state().connected();
+    }
+
+    /// The VMM is gone: no endpoint reaches anything.
+    pub fn disconnected(&self) {
+        let _turn = lock(&self.turn);
+        self.state().disconnected();
+        for invalidator in self.invalidators.values() {
+            invalidator.forget_all();
+        }
+        info!("VMM disconnected, endpoints are blocked; {}", self.account);
+    }
+
+    /// The endpoint has been stopped, reset or newly connected: what it was attached to before a reset of the
+    /// device is of no meaning to it any more.
+    pub fn restarted(&self, endpoint: EndpointId) {
+        self.state().restarted(endpoint);
+    }
+
+    /// Takes the guest's memory, as ranges of GPAs in ascending order. What it leaves out of the aperture is
+    /// reserved for endpoints whose ring addresses the VMM takes for GPAs.
+    pub fn set_guest_memory(&self, memory: &[IovaRange]) {
+        if !memory.is_empty() {
+            self.reserve(memory);
+        }
+    }
+
+    /// The extent around `iova` in which `endpoint` may do `access`. A refusal is logged and becomes an event for
+    /// the driver.
+    ///
+    /// # Errors
+    /// The fault that was reported.
+    pub fn translate(&self, endpoint: EndpointId, iova: Iova, access: Access) -> Result<Extent, Fault> {
+        let translated = self.state().lookup(endpoint, iova, access);
+        translated.inspect_err(|fault| self.report(*fault))
+    }
+
+    /// Reports an access that was refused.
+    pub fn report(&self, fault: Fault) {
+        self.account.count_fault();
+        self.faults.log(|| format!("fault: {}: {fault}", self.label(fault.endpoint)));
+        self.state().device_mut().report(fault);
+        self.event_waits.wake();
+    }
+
+    /// The next event for the driver; it stays the next until [`event_sent`](Iommu::event_sent).
+    pub fn next_event(&self) -> Option<[u8; EVENT_SIZE]> {
+        self.state().device().next_event()
+    }
+
+    /// Forgets the event that [`next_event`](Iommu::next_event) gave.
+    pub fn event_sent(&self) {
+        self.state().device_mut().event_sent();
+    }
+
+    /// What has been served, for the log.
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// Makes one change in its three steps.
+    fn change(&self, begin: impl FnOnce(&mut State) -> Step) -> Reply {
+        let _turn = lock(&self.turn);
+        let step = begin(&mut self.state());
+        match step {
+            Step::Done(reply) => reply,
+            Step::Apply(change) => {
+                let applied = self.apply(&change);
+                if applied.is_ok() {
+                    self.tell(&change);
+                }
+                self.state().finish(&change, applied)
+            }
+        }
+    }
+
+    fn tell(&self, change: &Change) {
+        match *change {
+            Change::Attach { endpoint, to, bypass, .. } => {
+                let kind = if bypass { "bypass" } else { "translated" };
+                info!("endpoint {} attached to {to} ({kind})", self.label(endpoint));
+            }
+            Change::Detach { endpoint, from } => {
+                info!("endpoint {} detached from {from}", self.label(endpoint))
+            }
+            Change::SetBypass { enabled } => {
+                info!("unattached endpoints {}", if enabled { "bypass" } else { "are blocked" });
+            }
+            Change::Map { .. } | Change::Unmap { .. } => {}
+        }
+    }
+
+    fn label(&self, endpoint: EndpointId) -> &str {
+        self.labels.get(&endpoint).map_or("?", String::as_str)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}

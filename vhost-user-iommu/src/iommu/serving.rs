@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What an endpoint reaches, when the device alone does not say.
+//!
+//! A guest that shuts down stops its IOMMU before its disks. So the reset of the device leaves each endpoint that
+//! was attached with its last address space, apart from the device, until the endpoint is attached again or
+//! restarts; until then its IOVAs are never taken for GPAs. And without a VMM nothing is reached at all: an
+//! endpoint that was running then stays blocked until it restarts, since nobody knows what its addresses mean.
+//!
+//! | event                         | Live             | Lingering | Blocked |
+//! |-------------------------------|------------------|-----------|---------|
+//! | device reset, was attached    | Lingering        | -         | -       |
+//! | device reset, was not         | Live             | Lingering | Blocked |
+//! | ATTACH begins                 | Live             | Blocked   | Blocked |
+//! | ATTACH done                   | Live             | -         | Live    |
+//! | endpoint restarts or connects | Live             | Live      | Live    |
+//! | VMM gone                      | Blocked          | Blocked   | Blocked |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use viommu_core::{
+    Access, Change, ConfigError, Device, DeviceConfig, Domain, EndpointId, Extent, Fault, FaultReason,
+    HostError, Iova, Reply, Step,
+};
+
+/// Where the translations of a relayed endpoint come from.
+#[derive(Clone, Debug)]
+enum Serving {
+    /// The device.
+    Live,
+    /// The domain it was attached to before the device was reset.
+    Lingering(Arc<Domain>),
+    /// Nowhere.
+    Blocked,
+}
+
+/// The device, and what its endpoints reach in its stead.
+#[derive(Debug)]
+pub struct State {
+    device: Device,
+    is_connected: bool,
+    serving: BTreeMap<EndpointId, Serving>,
+}
+
+impl State {
+    /// A new device without a VMM, with these endpoints relayed.
+    pub fn new(
+        config: DeviceConfig,
+        relayed: impl Iterator<Item = EndpointId>,
+    ) -> Result<State, ConfigError> {
+        Ok(State {
+            device: Device::new(config)?,
+            is_connected: false,
+            serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
+        })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn device_mut(&mut self) -> &mut Device {
+        &mut self.device
+    }
+
+    /// The first step of a change.
+    pub fn begin(&mut self, begin: impl FnOnce(&mut Device) -> Step) -> Step {
+        let step = begin(&mut self.device);
+        if let Step::Apply(Change::Attach { endpoint, .. }) = step {
+            // From here on nothing of the old address space may be cached anew.
+            self.move_endpoint(endpoint, |serving| match serving {
+                Serving::Live => Serving::Live,
+                Serving::Lingering(_) | Serving::Blocked => Serving::Blocked,
+            });
+        }
+        step
+    }
+
+    /// The last step of a change.
+    pub fn finish(&mut self, change: &Change, applied: Result<(), HostError>) -> Reply {
+        if let (Change::Attach { endpoint, .. }, Ok(())) = (change, &applied) {
+            self.move_endpoint(*endpoint, |_| Serving::Live);
+        }
+        self.device.finish(applied)
+    }
+
+    pub fn reset(&mut self) {
+        for lingering in self.device.reset() {
+            self.move_endpoint(lingering.endpoint, |_| Serving::Lingering(lingering.domain));
+        }
+    }
+
+    pub fn connected(&mut self) {
+        self.device.reset();
+        self.device.restore_boot_bypass();
+        self.is_connected = true;
+    }
+
+    pub fn disconnected(&mut self) {
+        self.device.reset();
+        self.is_connected = false;
+        self.serving.values_mut().for_each(|serving| *serving = Serving::Blocked);
+    }
+
+    pub fn restarted(&mut self, endpoint: EndpointId) {
+        self.move_endpoint(endpoint, |_| Serving::Live);
+    }
+
+    pub fn lookup(&self, endpoint: EndpointId, iova: Iova, access: Access) -> Result<Extent, Fault> {
+        let refuse = |reason| Fault { endpoint, address: iova, access, reason };
+        match self.serving.get(&endpoint) {
+            _ if !self.is_connected => Err(refuse(FaultReason::Domain)),
+            Some(Serving::Lingering(domain)) => {
+                domain.lookup(iova, access).ok_or(refuse(FaultReason::Mapping))
+            }
+            Some(Serving::Blocked) => Err(refuse(FaultReason::Domain)),
+            Some(Serving::Live) | None => self.device.lookup(endpoint, iova, access),
+        }
+    }
+
+    fn move_endpoint(&mut self, endpoint: EndpointId, to: impl FnOnce(Serving) -> Serving) {
+        if let Some(serving) = self.serving.get_mut(&endpoint) {
+            *serving = to(serving.clone());
+        }
+    }
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The sockets that others connect to: made at the start, gone at the end.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::UsageError;
+
+/// The file of a listening socket, removed when this is dropped.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone already, and nobody is left to tell.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Listens at `path`, in place of a socket there that nobody listens on any more; `option` is where the user named
+/// it.
+///
+/// # Errors
+/// Somebody listens there, something else is there, or the path cannot be used.
+pub fn listen(option: &'static str, path: &Path) -> Result<(UnixListener, SocketFile), UsageError> {
+    let refuse = |problem: String, mend: &str| {
+        UsageError::new(problem, mend).about(option, path.display().to_string())
+    };
+    let bound = match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            if is_in_use(path) {
+                return Err(refuse(
+                    "the path is in use".to_owned(),
+                    "name another, or end the program that uses it",
+                ));
+            }
+            fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+        }
+        bound => bound,
+    };
+    match bound {
+        Ok(listener) => Ok((listener, SocketFile(path.to_owned()))),
+        Err(error) => {
+            let mend = "name a path of at most 107 bytes in a folder that exists and that you may write to";
+            Err(refuse(format!("no socket can be made there: {error}"), mend))
+        }
+    }
+}
+
+/// Whether the path is anything but a socket that nobody listens on.
+fn is_in_use(path: &Path) -> bool {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    let is_refused =
+        || UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    !(is_socket && is_refused())
+}

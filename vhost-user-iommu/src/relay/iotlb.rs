@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The IOTLB of a back-end: misses that it reports, entries that it gets and loses.
+//!
+//! What a miss is answered with is decided and sent in one go, by the thread that also sends invalidations: so an
+//! entry is either sent before the invalidation that takes it away, or not at all.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use log::error;
+use rustix::io::Errno;
+use viommu_core::{Access, Fault, FaultReason, Iova, IovaRange};
+
+use crate::message::{self, FrontendRequest, IotlbKind, IotlbMessage, Message};
+
+use super::conversation::{Conversation, Failure};
+use super::memory_table::Placed;
+use super::orders::{Completion, Order};
+
+/// An answer that the back-end has not given yet.
+#[derive(Debug)]
+pub enum Owed {
+    /// The VMM waits for it.
+    Front(FrontendRequest),
+    /// The VMM gets this answer from the relay when all before it is answered.
+    Ready(Message),
+    /// To the channel for its requests.
+    Channel,
+    /// To an update; then the miss that it was for is answered, if that waits.
+    Update {
+        /// The miss.
+        miss: Option<Message>,
+    },
+    /// To an invalidation.
+    Invalidate {
+        /// When it was sent.
+        since: Instant,
+        /// Whose it was.
+        completion: Rc<Completion>,
+    },
+}
+
+impl Owed {
+    /// The request that it answers.
+    pub fn request(&self) -> FrontendRequest {
+        match self {
+            Owed::Front(request) => *request,
+            Owed::Ready(message) => FrontendRequest(message.request),
+            Owed::Channel => FrontendRequest::SET_BACKEND_REQ_FD,
+            Owed::Update { .. } | Owed::Invalidate { .. } => FrontendRequest::IOTLB_MSG,
+        }
+    }
+}
+
+/// An answer of any other value says that the request failed.
+const DONE: u64 = 0;
+const REFUSED: u64 = 1;
+
+impl Conversation<'_> {
+    /// Carries out what other threads ordered.
+    pub(super) fn obey(&mut self, orders: impl Iterator<Item = Order>) -> Result<(), Failure> {
+        for order in orders {
+            if self.is_unresponsive() {
+                // Whoever waits would wait in vain for a second time, with the guest's processor standing still.
+                order.completion.fail(Errno::TIMEDOUT);
+            } else {
+                self.invalidate(order.range, order.completion)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the back-end forget everything, without waiting.
+    pub(super) fn forget_all(&mut self) -> Result<(), Failure> {
+        self.invalidate(IovaRange::ALL, Completion::unobserved())
+    }
+
+    fn invalidate(&mut self, range: IovaRange, completion: Completion) -> Result<(), Failure> {
+        if !self.is_translating {
+            return Ok(());
+        }
+        let completion = Rc::new(completion);
+        for (iova, size) in pieces(range) {
+            self.owe(Owed::Invalidate { since: Instant::now(), completion: completion.clone() })?;
+            self.send_back(Message::from(&IotlbMessage::invalidate(iova, size)).with_need_reply())?;
+        }
+        Ok(())
+    }
+
+    /// Whether an invalidation has gone unacknowledged for longer than anybody waits.
+    fn is_unresponsive(&self) -> bool {
+        self.owed.iter().any(
+            |owed| matches!(owed, Owed::Invalidate { since, .. } if since.elapsed() >= self.relay.unmap_timeout),
+        )
+    }
+
+    /// A message of the back-end about its IOTLB.
+    pub(super) fn from_iotlb(&mut self, message: &Message) -> Result<(), Failure> {
+        let iotlb: IotlbMessage = message.body()?;
+        let answer = |value: u64| message.flags.needs_reply().then(|| message.reply(&value));
+        match iotlb.kind {
+            IotlbKind::MISS => match self.translate(&iotlb) {
+                Some(update) => self.update(&update, answer(DONE)),
+                None => self.answer_back(answer(REFUSED)),
+            },
+            IotlbKind::ACCESS_FAIL => {
+                self.relay.iommu.report(self.fault(&iotlb));
+                self.answer_back(answer(DONE))
+            }
+            _ => self.answer_back(answer(REFUSED)),
+        }
+    }
+
+    /// The entry that a miss asks for, if the access is allowed and memory is there.
+    fn translate(&self, miss: &IotlbMessage) -> Option<IotlbMessage> {
+        let relay = self.relay;
+        let extent = relay.iommu.translate(relay.endpoint, Iova(miss.iova), wanted(miss)).ok()?;
+        let Some(Placed { range, user_address }) = self.memory.place(&extent, miss.iova) else {
+            relay.iommu.report(self.fault(miss));
+            return None;
+        };
+        // A region's size fits, and the entry is no larger.
+        let size = range.span().saturating_add(1);
+        let access = message::Access(extent.access.bits() as u8);
+        Some(IotlbMessage::update(range.start(), size, user_address, access))
+    }
+
+    /// Sends an entry. The miss that it is for is answered when the entry is in place; at once, though, while an
+    /// invalidation is under way, since a back-end may be waiting for its miss before it acknowledges that.
+    fn update(&mut self, update: &IotlbMessage, answer: Option<Message>) -> Result<(), Failure> {
+        self.send_back(Message::from(update).with_need_reply())?;
+        if self.owed.iter().any(|owed| matches!(owed, Owed::Invalidate { .. })) {
+            self.owe(Owed::Update { miss: None })?;
+            return self.answer_back(answer);
+        }
+        self.owe(Owed::Update { miss: answer })
+    }
+
+    /// Takes the back-end's answer to something that the relay itself asked.
+    pub(super) fn settle_own(&mut self, owed: Owed, answer: &Message) -> Result<(), Failure> {
+        let is_done = answer.body::<u64>()? == DONE;
+        match owed {
+            Owed::Update { miss: Some(miss) } if is_done => self.answer_back(Some(miss)),
+            Owed::Update { miss: Some(miss) } => self.answer_back(Some(miss.reply(&REFUSED))),
+            Owed::Update { miss: None } => Ok(()),
+            Owed::Invalidate { completion, .. } => {
+                if !is_done {
+                    error!("endpoint {}: the back-end refuses an invalidation", self.relay.label);
+                    completion.fail(Errno::IO);
+                }
+                Ok(())
+            }
+            Owed::Channel if !is_done => Err(Failure::NoIotlb("a channel for its requests")),
+            Owed::Channel | Owed::Front(_) | Owed::Ready(_) => Ok(()),
+        }
+    }
+
+    fn fault(&self, iotlb: &IotlbMessage) -> Fault {
+        Fault {
+            endpoint: self.relay.endpoint,
+            address: Iova(iotlb.iova),
+            access: wanted(iotlb),
+            reason: FaultReason::Unknown,
+        }
+    }
+}
+
+/// What a miss wants; one that does not say is taken to read.
+fn wanted(miss: &IotlbMessage) -> Access {
+    let access = Access::from_bits_truncate(u32::from(miss.access.0));
+    if access.is_empty() { Access::READ } else { access }
+}
+
+/// The range as address and size of messages: the size of the whole space does not fit into one.
+fn pieces(range: IovaRange) -> impl Iterator<Item = (u64, u64)> {
+    const HALF: u64 = 1 << 63;
+    let whole = range.span().checked_add(1).map(|size| (range.start(), size));
+    let halves = if whole.is_none() { [Some((0, HALF)), Some((HALF, HALF))] } else { [whole, None] };
+    halves.into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_one_message_and_the_whole_space_is_two() {
+        let range = IovaRange::new(0x1000, u64::MAX).expect("start <= last");
+        assert_eq!(pieces(range).collect::<Vec<_>>(), [(0x1000, u64::MAX - 0xfff)]);
+        assert_eq!(pieces(IovaRange::ALL).collect::<Vec<_>>(), [(0, 1 << 63), (1 << 63, 1 << 63)]);
+    }
+
+    #[test]
+    fn a_miss_that_does_not_say_what_it_wants_reads() {
+        assert_eq!(wanted(&IotlbMessage::miss(0, message::Access::NONE)), Access::READ);
+        assert_eq!(wanted(&IotlbMessage::miss(0, message::Access::READ_WRITE)), Access::all());
+    }
+}

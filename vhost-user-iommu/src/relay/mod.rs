@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Relays: each sits between the VMM and the vhost-user back-end of another device, and is that device's IOMMU.
+//!
+//! Everything the two say to each other passes through, except what has to do with addresses. Towards the VMM a
+//! relay offers what makes it present the device to the guest as one behind an IOMMU. Towards the back-end it is a
+//! front-end with an IOTLB: it answers misses, sends invalidations, and turns ring addresses back into IOVAs.
+//!
+//! A relay never looks at guest memory: addresses are keys into the memory table, nothing more.
+
+mod conversation;
+mod iotlb;
+mod memory_table;
+mod messages;
+mod orders;
+
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{error, info};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use viommu_core::EndpointId;
+
+use crate::iommu::Iommu;
+
+use conversation::{Conversation, End};
+
+pub use orders::{Invalidator, Orders, orders};
+
+/// One relay.
+#[derive(Debug)]
+pub struct Relay {
+    /// The endpoint whose accesses are translated.
+    pub endpoint: EndpointId,
+    /// How the user calls it.
+    pub label: String,
+    /// Where the device's own back-end listens.
+    pub backend: PathBuf,
+    /// What translates.
+    pub iommu: Arc<Iommu>,
+    /// How long an invalidation may go unacknowledged.
+    pub unmap_timeout: Duration,
+}
+
+impl Relay {
+    /// Serves the VMMs that connect to `listener`, one at a time, for the life of the process.
+    pub fn serve(self, listener: &UnixListener, orders: &Orders) {
+        loop {
+            match self.wait_for_front(listener, orders) {
+                Ok(front) => self.converse(front, orders),
+                Err(error) => {
+                    error!("endpoint {}: cannot accept a connection: {error}", self.label);
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+
+    /// Until a VMM is here nothing is cached anywhere, so orders are done as they come.
+    fn wait_for_front(&self, listener: &UnixListener, orders: &Orders) -> std::io::Result<UnixStream> {
+        loop {
+            let mut polled = [
+                PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(orders.as_fd(), PollFlags::IN),
+            ];
+            match poll(&mut polled, None) {
+                Err(Errno::INTR) => continue,
+                polled => polled?,
+            };
+            let [is_connecting, has_orders] = polled.map(|polled| !polled.revents().is_empty());
+            if has_orders {
+                orders.take().for_each(drop);
+            }
+            if is_connecting {
+                return listener.accept().map(|(front, _)| front);
+            }
+        }
+    }
+
+    fn converse(&self, front: UnixStream, orders: &Orders) {
+        let label = &self.label;
+        let back = match UnixStream::connect(&self.backend) {
+            Ok(back) => back,
+            Err(error) => {
+                let path = self.backend.display();
+                error!("endpoint {label}: no back-end at {path}: {error}; start it before the VMM");
+                return;
+            }
+        };
+        info!("endpoint {label}: VMM connected");
+        match Conversation::new(self, front, back).and_then(|conversation| conversation.run(orders)) {
+            Ok(End::Front) => info!("endpoint {label}: VMM disconnected"),
+            Ok(End::Back) => error!("endpoint {label}: the back-end disconnected; the VMM loses the device"),
+            Err(error) => error!("endpoint {label}: {error}; the connection ends"),
+        }
+    }
+}
+
+const RETRY: Duration = Duration::from_secs(1);

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What this back-end answers the VMM: features, configuration space, memory, rings.
+//!
+//! One is made for each connection. The crate calls it from two threads: its protocol thread for messages, its
+//! worker thread for kicks.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Once};
+
+use log::debug;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackend, VringT};
+use viommu_core::{Features, IovaRange};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::{
+    GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
+
+use crate::fd::ExitEvent;
+use crate::iommu::Iommu;
+use crate::sync::{Wake, lock};
+
+use super::event_queue::EventQueue;
+use super::request_queue::RequestQueue;
+use super::ring::Ring;
+
+const REQUEST_QUEUE: u16 = 0;
+const EVENT_QUEUE: u16 = 1;
+const QUEUES: usize = 2;
+/// What the worker is told when an event may wait for the driver; the crate keeps the number before it.
+pub const EVENT_WAITS: u16 = 3;
+/// Requests that Linux has in flight are limited by this alone.
+const QUEUE_SIZE_MAX: usize = 1024;
+
+/// The device on one connection.
+#[derive(Debug)]
+pub struct Backend {
+    iommu: Arc<Iommu>,
+    memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    requests: RequestQueue,
+    events: EventQueue,
+    /// Held by the worker while it is at a ring.
+    at_work: Mutex<()>,
+    /// Whether the request ring has been stopped since it was last served.
+    was_stopped: AtomicBool,
+    event_waits: Arc<Wake>,
+    /// Done by the VMM's first message, which comes before any ring can work.
+    power_on: Once,
+    exit_event: ExitEvent,
+}
+
+impl Backend {
+    /// The device for a new connection, whose guest memory will be in `memory`.
+    ///
+    /// # Errors
+    /// The process has no file descriptor left.
+    pub fn new(
+        iommu: Arc<Iommu>,
+        memory: GuestMemoryAtomic<GuestMemoryMmap>,
+        event_waits: Arc<Wake>,
+    ) -> io::Result<Backend> {
+        Ok(Backend {
+            iommu,
+            memory,
+            requests: RequestQueue::default(),
+            events: EventQueue::default(),
+            at_work: Mutex::default(),
+            was_stopped: AtomicBool::default(),
+            event_waits,
+            power_on: Once::new(),
+            exit_event: ExitEvent::new()?,
+        })
+    }
+
+    /// Whether the VMM has said anything.
+    pub fn is_powered_on(&self) -> bool {
+        self.power_on.is_completed()
+    }
+
+    fn serve_requests(&self, ring: &Ring) {
+        // A front-end that cannot say that the device is reset starts the ring over instead; one that merely
+        // paused the guest goes on where the ring was stopped.
+        if self.was_stopped.swap(false, Ordering::Relaxed) && ring.queue_next_avail() == 0 {
+            self.iommu.reset();
+        }
+        self.requests.serve(ring, &self.memory, &self.iommu);
+    }
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Ring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE_MAX
+    }
+
+    fn features(&self) -> u64 {
+        self.power_on.call_once(|| self.iommu.connected());
+        Features::OFFERED.bits()
+            | 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.iommu.negotiate(features);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+    }
+
+    fn reset_device(&self) {
+        let _at_work = lock(&self.at_work);
+        self.was_stopped.store(false, Ordering::Relaxed);
+        self.iommu.reset();
+    }
+
+    /// The rings carry the setting themselves.
+    fn set_event_idx(&self, _: bool) {}
+
+    /// Always exactly as much as was asked for: the front-end waits for no less. What lies past the end reads as
+    /// zero.
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let config = self.iommu.config_space().into_iter().chain(std::iter::repeat(0));
+        config.skip(offset as usize).take(size as usize).collect()
+    }
+
+    fn set_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
+        self.iommu.write_config(offset as usize, data);
+        Ok(())
+    }
+
+    fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
+        let memory = memory.memory();
+        let regions: Vec<IovaRange> = memory
+            .iter()
+            .filter_map(|region| IovaRange::from_length(region.start_addr().0, region.len()))
+            .collect();
+        debug!("guest memory: {}", regions.iter().map(IovaRange::to_string).collect::<Vec<_>>().join(", "));
+        self.iommu.set_guest_memory(&regions);
+        Ok(())
+    }
+
+    /// Asked for once, for the one worker.
+    fn exit_event(&self, _: usize) -> Option<(EventConsumer, EventNotifier)> {
+        self.exit_event.lend()
+    }
+
+    /// The ring's position is read after this: the request at work has to be done by then.
+    fn stop_vring(&self, queue: u32) -> io::Result<()> {
+        let _at_work = lock(&self.at_work);
+        if queue == u32::from(REQUEST_QUEUE) {
+            self.was_stopped.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Never an error: the crate would end the worker.
+    fn handle_event(&self, source: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
+        let _at_work = lock(&self.at_work);
+        let ring = |queue: u16| rings.get(usize::from(queue)).filter(|ring| ring.is_running());
+        if source == EVENT_WAITS {
+            self.event_waits.clear();
+        }
+        if source == REQUEST_QUEUE
+            && let Some(ring) = ring(REQUEST_QUEUE)
+        {
+            self.serve_requests(ring);
+        }
+        // The driver's first request lets events out, and buffers or new events may let out more.
+        if let Some(ring) = ring(EVENT_QUEUE) {
+            self.events.serve(ring, &self.memory, &self.iommu);
+        }
+        Ok(())
+    }
+}

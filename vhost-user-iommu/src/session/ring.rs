@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A virtqueue as `vhost-user-backend` wants it, that no file descriptor of the front-end can stop.
+//!
+//! The crate's own ring ends its worker thread when a kick turns out to be none, and can wait for ever on a file
+//! descriptor that blocks. This one wraps it and makes both harmless.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::sync::atomic::{Ordering, fence};
+
+use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
+use virtio_queue::{DescriptorChain, Error, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
+
+type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+type Inner = VringRwLock<Memory>;
+
+/// One virtqueue.
+#[derive(Clone)]
+pub struct Ring(Inner);
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt; of meaning only without EVENT_IDX.
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+
+impl Ring {
+    /// Whether the front-end has started and enabled the ring.
+    pub fn is_running(&self) -> bool {
+        let state = self.get_ref();
+        state.is_enabled() && state.get_queue().ready()
+    }
+
+    /// The next chain that the driver has made available, if the ring runs.
+    ///
+    /// # Errors
+    /// The driver's index makes no sense, or the ring lies outside of memory.
+    pub fn next_chain<M>(&self, memory: M) -> Result<Option<DescriptorChain<M>>, Error>
+    where
+        M: Clone + Deref,
+        M::Target: GuestMemory,
+    {
+        let mut state = self.get_mut();
+        if !state.get_queue().ready() {
+            return Ok(None);
+        }
+        Ok(state.get_queue_mut().iter(memory)?.next())
+    }
+
+    /// Returns a chain to the driver and signals it if it wants to be.
+    ///
+    /// # Errors
+    /// The used ring or its neighbour is out of reach.
+    pub fn complete(&self, head: u16, used_length: u32, memory: &GuestMemoryMmap) -> Result<(), Error> {
+        self.add_used(head, used_length)?;
+        if self.wants_signal(memory)? {
+            // The only failure is a counter at its maximum: then the driver is signalled already.
+            let _ = self.signal_used_queue();
+        }
+        Ok(())
+    }
+
+    /// The queue's own answer counts only with EVENT_IDX: without, it does not look at the driver's flag.
+    fn wants_signal(&self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+        let mut state = self.get_mut();
+        if state.get_queue().event_idx_enabled() {
+            return state.needs_notification();
+        }
+        // The flag must not be read before the used index is written.
+        fence(Ordering::SeqCst);
+        let flags = GuestAddress(state.get_queue().avail_ring());
+        let flags: u16 = memory.load(flags, Ordering::Relaxed).map_err(Error::GuestMemory)?;
+        Ok(u16::from_le(flags) & AVAIL_F_NO_INTERRUPT == 0)
+    }
+}
+
+/// Takes a file descriptor of the front-end so that reading or writing it never waits.
+fn non_blocking(file: Option<File>) -> Option<File> {
+    file.filter(|file| {
+        let flags = rustix::fs::fcntl_getfl(file);
+        flags.is_ok_and(|flags| rustix::fs::fcntl_setfl(file, flags | rustix::fs::OFlags::NONBLOCK).is_ok())
+    })
+}
+
+impl<'a> VringStateGuard<'a, Memory> for Ring {
+    type G = <Inner as VringStateGuard<'a, Memory>>::G;
+}
+
+impl<'a> VringStateMutGuard<'a, Memory> for Ring {
+    type G = <Inner as VringStateMutGuard<'a, Memory>>::G;
+}
+
+impl VringT<Memory> for Ring {
+    fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
+        Inner::new(mem, max_queue_size).map(Ring)
+    }
+
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
+        self.0.get_ref()
+    }
+
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
+        self.0.get_mut()
+    }
+
+    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
+        self.0.add_used(desc_index, len)
+    }
+
+    fn signal_used_queue(&self) -> io::Result<()> {
+        self.0.signal_used_queue()
+    }
+
+    fn enable_notification(&self) -> Result<bool, Error> {
+        self.0.enable_notification()
+    }
+
+    fn disable_notification(&self) -> Result<(), Error> {
+        self.0.disable_notification()
+    }
+
+    fn needs_notification(&self) -> Result<bool, Error> {
+        self.0.needs_notification()
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        self.0.set_enabled(enabled);
+    }
+
+    fn set_queue_info(&self, desc_table: u64, avail_ring: u64, used_ring: u64) -> Result<(), Error> {
+        self.0.set_queue_info(desc_table, avail_ring, used_ring)
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.0.queue_next_avail()
+    }
+
+    fn set_queue_next_avail(&self, base: u16) {
+        self.0.set_queue_next_avail(base);
+    }
+
+    fn set_queue_next_used(&self, idx: u16) {
+        self.0.set_queue_next_used(idx);
+    }
+
+    fn queue_used_idx(&self) -> Result<u16, Error> {
+        self.0.queue_used_idx()
+    }
+
+    fn set_queue_size(&self, num: u16) {
+        self.0.set_queue_size(num);
+    }
+
+    fn set_queue_event_idx(&self, enabled: bool) {
+        self.0.set_queue_event_idx(enabled);
+    }
+
+    fn set_queue_ready(&self, ready: bool) {
+        self.0.set_queue_ready(ready);
+    }
+
+    fn set_kick(&self, file: Option<File>) {
+        self.0.set_kick(non_blocking(file));
+    }
+
+    /// A wake-up without a kick is no error. A kick that fails otherwise, a pipe whose other end is closed, would
+    /// wake the worker for ever: it is closed, and so leaves the worker's poll set.
+    fn read_kick(&self) -> io::Result<bool> {
+        let kicked = self.0.read_kick();
+        match kicked {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                log::warn!("a ring's kick is closed: {error}");
+                self.0.set_kick(None);
+            }
+            _ => {}
+        }
+        Ok(self.get_ref().is_enabled())
+    }
+
+    fn set_call(&self, file: Option<File>) {
+        self.0.set_call(non_blocking(file));
+    }
+
+    fn set_err(&self, file: Option<File>) {
+        self.0.set_err(file);
+    }
+}
