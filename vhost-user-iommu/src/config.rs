@@ -62,9 +62,9 @@ pub struct Limits {
     /// Domains at most.
     pub max_domains: u32,
     /// Mappings at most, in all domains together.
-    pub max_mappings: usize,
+    pub max_mappings: u32,
     /// Faults held at most while the guest gives no event buffer.
-    pub max_faults: usize,
+    pub max_faults: u32,
 }
 
 impl Config {
@@ -170,3 +170,6 @@ fn msi_region(options: &Options) -> Option<IovaRange> {
         (None, None) => Some(X86_MSI_REGION),
     }
 }
+
+#[cfg(test)]
+mod tests;
