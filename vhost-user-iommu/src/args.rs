@@ -4,10 +4,7 @@
 //!
 //! Makes no sense of the options together: that is [`Config`](crate::Config)'s matter.
 
-use std::{
-    num::{NonZeroU32, NonZeroUsize},
-    path::PathBuf,
-};
+use std::{num::NonZeroU32, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use viommu_core::{Granule, IovaRange};
@@ -26,6 +23,7 @@ use crate::{
     version,
     max_term_width = 100,
     args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
     after_help = EXAMPLE
 )]
 pub struct Args {
@@ -87,7 +85,7 @@ pub(crate) struct Options {
 
     /// Listen for the VMM on the open file descriptor N, a listening Unix socket
     #[arg(long, value_name = "N", help_heading = CONNECTION, conflicts_with = "socket_path")]
-    #[arg(value_parser = clap::value_parser!(i32).range(0..))]
+    #[arg(value_parser = parse_fd)]
     pub(crate) fd: Option<i32>,
 
     /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK]
@@ -130,7 +128,7 @@ pub(crate) struct Options {
     pub(crate) boot_bypass: Switch,
 
     /// How long an UNMAP or DETACH waits for a back-end to confirm, in milliseconds
-    #[arg(long, value_name = "MS", help_heading = BEHAVIOUR, default_value = "2000")]
+    #[arg(long, value_name = "MS", help_heading = BEHAVIOUR, default_value = "2000", value_parser = parse_positive)]
     pub(crate) unmap_timeout: NonZeroU32,
 
     /// What to report on standard error: error, warn, info, debug or trace
@@ -138,16 +136,16 @@ pub(crate) struct Options {
     pub(crate) log_level: LogLevel,
 
     /// Domains (address spaces) at most; about 200 bytes each
-    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "4096")]
+    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "4096", value_parser = parse_positive)]
     pub(crate) max_domains: NonZeroU32,
 
     /// Mappings at most, in all domains together; about 64 bytes each
-    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "1048576")]
-    pub(crate) max_mappings: NonZeroUsize,
+    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "1048576", value_parser = parse_positive)]
+    pub(crate) max_mappings: NonZeroU32,
 
     /// Faults held at most while the guest gives no event buffer; about 64 bytes each
-    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "256")]
-    pub(crate) max_faults: NonZeroUsize,
+    #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "256", value_parser = parse_positive)]
+    pub(crate) max_faults: NonZeroU32,
 }
 
 /// `on` or `off`.
@@ -172,6 +170,24 @@ pub(crate) enum LogLevel {
 pub(crate) enum MsiRegion {
     None,
     At(IovaRange),
+}
+
+fn parse_fd(text: &str) -> Result<i32, UsageError> {
+    text.parse().ok().filter(|fd| *fd >= 0).ok_or_else(|| {
+        UsageError::new(
+            format!("`{text}` is not the number of a file descriptor"),
+            "write the number under which this process was given it",
+        )
+    })
+}
+
+fn parse_positive(text: &str) -> Result<NonZeroU32, UsageError> {
+    text.parse().map_err(|_| {
+        UsageError::new(
+            format!("`{text}` is not a whole number from 1 to {}", u32::MAX),
+            "write it in decimal digits",
+        )
+    })
 }
 
 fn parse_msi_region(text: &str) -> Result<MsiRegion, UsageError> {

@@ -154,3 +154,6 @@ fn msi_region(options: &Options) -> Option<IovaRange> {
         (None, None) => Some(X86_MSI_REGION),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use crate::config::UsageError;
 /// # Errors
 /// Anything else, and anything of 2^64 and over.
 pub fn parse_size(text: &str) -> Result<u64, UsageError> {
-    number(text).ok_or_else(|| {
+    parse_number(text).or_else(|| suffixed(text)).ok_or_else(|| {
         UsageError::new(
             format!("`{text}` is not a number of bytes below 2^64"),
             "write decimal, 0x and hexadecimal, or decimal with k, M, G or T, such as 512M",
@@ -50,24 +50,24 @@ pub fn format_size(bytes: u64) -> String {
         .map_or_else(|| bytes.to_string(), |(suffix, lg2)| format!("{}{suffix}", bytes >> lg2))
 }
 
-fn number(text: &str) -> Option<u64> {
-    if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        return digits_only(digits, 16);
-    }
-    let lg2 = SUFFIXES
-        .iter()
-        .find(|(suffix, _)| {
-            text.ends_with([*suffix, suffix.to_ascii_uppercase(), suffix.to_ascii_lowercase()])
-        })
-        .map(|(_, lg2)| *lg2);
-    match lg2 {
-        Some(lg2) => digits_only(text.get(..text.len() - 1)?, 10)?.checked_mul(1 << lg2),
-        None => digits_only(text, 10),
+/// Parses a number in decimal or in `0x` hexadecimal.
+pub fn parse_number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => unsigned(digits, 16),
+        None => unsigned(text, 10),
     }
 }
 
+fn suffixed(text: &str) -> Option<u64> {
+    SUFFIXES.iter().find_map(|(suffix, lg2)| {
+        let digits =
+            text.strip_suffix([*suffix, suffix.to_ascii_uppercase(), suffix.to_ascii_lowercase()])?;
+        unsigned(digits, 10)?.checked_mul(1 << lg2)
+    })
+}
+
 /// Unlike `from_str_radix` alone, takes no sign.
-fn digits_only(digits: &str, radix: u32) -> Option<u64> {
+fn unsigned(digits: &str, radix: u32) -> Option<u64> {
     if digits.starts_with(['+', '-']) {
         return None;
     }

@@ -12,9 +12,10 @@ use super::UsageError;
 
 /// The same error in one line.
 pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
-    let option = text(error, ContextKind::InvalidArg);
+    let option = without_value(&text(error, ContextKind::InvalidArg));
     let value = text(error, ContextKind::InvalidValue);
-    let name = long_name(&option);
+    let name = option.trim_start_matches('-');
+    let prior = without_value(&text(error, ContextKind::PriorArg));
     match error.kind() {
         ErrorKind::UnknownArgument => {
             UsageError::new(format!("`{option}` is not an option"), suggestion(error))
@@ -28,11 +29,14 @@ pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
                 .about(name, value)
         }
         ErrorKind::ValueValidation => refusal(error).about(name, value),
-        ErrorKind::ArgumentConflict if option == text(error, ContextKind::PriorArg) => {
+        ErrorKind::ArgumentConflict if option == prior => {
             UsageError::new(format!("`{option}` is given twice"), "give it once")
         }
+        ErrorKind::ArgumentConflict if option.is_empty() => UsageError::new(
+            format!("`{prior}` is an option of the daemon"),
+            "give options after the subcommand",
+        ),
         ErrorKind::ArgumentConflict => {
-            let prior = text(error, ContextKind::PriorArg);
             UsageError::new(format!("`{option}` and `{prior}` exclude each other"), "keep one of the two")
         }
         ErrorKind::MissingRequiredArgument => UsageError::new(format!("`{option}` is missing"), "add it"),
@@ -66,9 +70,9 @@ fn text(error: &clap::Error, kind: ContextKind) -> String {
     }
 }
 
-/// `granule` of `--granule <SIZE>`.
-fn long_name(option: &str) -> &str {
-    option.trim_start_matches('-').split(' ').next().unwrap_or(option)
+/// `--granule` of `--granule <SIZE>`.
+fn without_value(option: &str) -> String {
+    option.split(' ').next().unwrap_or_default().to_owned()
 }
 
 fn first_line(error: &clap::Error) -> String {

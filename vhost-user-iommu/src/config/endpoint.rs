@@ -13,7 +13,7 @@ use std::{
 use viommu_core::EndpointId;
 
 use super::UsageError;
-use crate::{pci::PciAddress, size::parse_size};
+use crate::{pci::PciAddress, size::parse_number};
 
 /// One endpoint, from `ID[,vhost-user=FRONT_SOCKET,backend=BACK_SOCKET]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ fn absolute(socket: &Path) -> PathBuf {
 }
 
 fn numeric_id(label: &str) -> Result<EndpointId, UsageError> {
-    parse_size(label).ok().and_then(|id| u32::try_from(id).ok()).map(EndpointId).ok_or_else(|| {
+    parse_number(label).and_then(|id| u32::try_from(id).ok()).map(EndpointId).ok_or_else(|| {
         UsageError::new(
             format!("`{label}` is not an endpoint id"),
             "write a PCI address such as 00:02.0, or a number below 2^32",
@@ -181,6 +181,7 @@ mod tests {
         for (spec, problem) in [
             ("", "`` is not an endpoint id"),
             ("net0", "`net0` is not an endpoint id"),
+            ("4k", "`4k` is not an endpoint id"),
             ("4294967296", "`4294967296` is not an endpoint id"),
             ("00:20.0", "`00:20.0` is not the address of a PCI function"),
             ("1,", "`` is not a property"),

@@ -171,13 +171,13 @@ impl<'a> Conversation<'a> {
     fn receive_all(&mut self) -> Result<(), Failure> {
         // The back-end comes first: what it says before it leaves is carried, and so is its leaving.
         while let Some(message) = self.back.receive().map_err(Failure::Back)? {
-            self.from_back(message)?;
+            self.take_from_back(message)?;
         }
         while let Some(message) = self.front.receive().map_err(Failure::Front)? {
-            self.from_front(message)?;
+            self.take_from_front(message)?;
         }
         while let Some(message) = self.back_requests.receive().map_err(Failure::Back)? {
-            self.from_back_requests(message)?;
+            self.take_back_request(message)?;
         }
         if let Some(channel) = &mut self.front_requests {
             // Only answers come from there.
@@ -195,7 +195,7 @@ impl<'a> Conversation<'a> {
         self.front_requests.as_mut().map_or(Ok(()), Channel::flush).map_err(Failure::Front)
     }
 
-    fn from_front(&mut self, message: Message) -> Result<(), Failure> {
+    fn take_from_front(&mut self, message: Message) -> Result<(), Failure> {
         let request = FrontendRequest(message.request);
         let row = messages::row_of(request).ok_or(Failure::NotCarried(request))?;
         match row.treatment {
@@ -300,7 +300,7 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    fn from_back(&mut self, message: Message) -> Result<(), Failure> {
+    fn take_from_back(&mut self, message: Message) -> Result<(), Failure> {
         let found = FrontendRequest(message.request);
         let owed = self.owed.pop_front();
         let expected = owed.as_ref().map(Owed::request);
@@ -349,9 +349,9 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    fn from_back_requests(&mut self, message: Message) -> Result<(), Failure> {
+    fn take_back_request(&mut self, message: Message) -> Result<(), Failure> {
         match (BackendRequest(message.request), &mut self.front_requests) {
-            (BackendRequest::IOTLB_MSG, _) => self.from_iotlb(&message),
+            (BackendRequest::IOTLB_MSG, _) => self.take_iotlb(&message),
             (BackendRequest::CONFIG_CHANGE_MSG, Some(channel)) => {
                 channel.queue(message).map_err(Failure::Front)
             }

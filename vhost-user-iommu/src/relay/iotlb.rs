@@ -96,7 +96,7 @@ impl Conversation<'_> {
     }
 
     /// A message of the back-end about its IOTLB.
-    pub(super) fn from_iotlb(&mut self, message: &Message) -> Result<(), Failure> {
+    pub(super) fn take_iotlb(&mut self, message: &Message) -> Result<(), Failure> {
         let iotlb: IotlbMessage = message.body()?;
         let answer = |value: u64| message.flags.needs_reply().then(|| message.reply(&value));
         match iotlb.kind {

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a command line and a configuration file come to together.
+
+use std::{fs, path::Path};
+
+use viommu_core::EndpointId;
+
+use super::*;
+
+fn config(words: &[&str]) -> Config {
+    let words = ["vhost-user-iommu"].iter().chain(words);
+    match parse(words).expect("valid") {
+        Command::Serve(config) => config,
+        other => panic!("not a configuration: {other:?}"),
+    }
+}
+
+fn range(start: u64, last: u64) -> IovaRange {
+    IovaRange::new(start, last).expect("ordered")
+}
+
+#[test]
+fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
+    assert_eq!(
+        config(&["--socket-path", "iommu.sock"]),
+        Config {
+            listen: Listen::Path("iommu.sock".into()),
+            endpoints: Vec::new(),
+            page_size_mask: 0x4020_1000,
+            aperture: IovaRange::ALL,
+            boot_bypass: true,
+            msi_region: Some(range(0xfee0_0000, 0xfeef_ffff)),
+            limits: Limits { max_domains: 4096, max_mappings: 1_048_576, max_faults: 256 },
+            unmap_timeout: Duration::from_secs(2),
+            log_level: LevelFilter::Info,
+        }
+    );
+}
+
+#[test]
+fn every_option_reaches_the_configuration() {
+    let text = "--fd 7 --endpoint 0:2.0,vhost-user=f,backend=b --endpoint 9 --granule 2M --aperture 1G-0x7fffffff \
+                --boot-bypass off --msi-region none --unmap-timeout 150 --log-level trace --max-domains 1 \
+                --max-mappings 2 --max-faults 3";
+    let words: Vec<_> = text.split_whitespace().collect();
+    let config = config(&words);
+    let ids: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.id).collect();
+    assert_eq!(ids, [EndpointId(0x10), EndpointId(9)]);
+    assert_eq!(config.listen, Listen::Fd(7));
+    assert_eq!(config.page_size_mask, 0x4020_0000);
+    assert_eq!(config.aperture, range(1 << 30, 0x7fff_ffff));
+    assert_eq!((config.boot_bypass, config.msi_region), (false, None));
+    assert_eq!((config.unmap_timeout, config.log_level), (Duration::from_millis(150), LevelFilter::Trace));
+    let limits = Limits { max_domains: 1, max_mappings: 2, max_faults: 3 };
+    assert_eq!(config.limits, limits);
+}
+
+#[test]
+fn page_sizes_above_the_granule_are_announced_with_it() {
+    for (granule, mask) in
+        [("4k", 0x4020_1000), ("64k", 0x4021_0000), ("2M", 0x4020_0000), ("1G", 0x4000_0000)]
+    {
+        assert_eq!(config(&["--fd=3", "--granule", granule]).page_size_mask, mask, "{granule}");
+    }
+}
+
+#[test]
+fn guest_memory_gives_the_aperture_and_the_doorbell_of_its_machine() {
+    let q35 = config(&["--fd=3", "--guest-memory", "512M", "--endpoint", "1,vhost-user=f,backend=b"]);
+    assert_eq!(q35.aperture, range(1 << 20, 0x1fff_ffff));
+    assert_eq!(q35.msi_region, Some(X86_MSI_REGION));
+    let virt = config(&["--fd=3", "--guest-memory", "512M,machine=virt"]);
+    assert_eq!((virt.aperture, virt.msi_region), (range(1 << 30, 0x5fff_ffff), None));
+    let given = config(&["--fd=3", "--guest-memory", "512M,machine=virt", "--msi-region", "0-0xfff"]);
+    assert_eq!(given.msi_region, Some(range(0, 0xfff)));
+}
+
+#[test]
+fn the_command_line_wins_over_the_file_and_endpoints_add_up() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("vm.toml");
+    let text = "socket-path = 'file.sock'\nguest-memory = '1G'\ngranule = '64k'\nboot-bypass = false\n\
+                endpoint = ['00:02.0', '00:03.0']\nmax-faults = 5\n";
+    fs::write(&path, text).expect("written");
+    let path = path.to_str().expect("UTF-8");
+
+    let file_alone = config(&["--config", path]);
+    assert_eq!(file_alone.listen, Listen::Path("file.sock".into()));
+    assert_eq!(file_alone.aperture, range(1 << 20, 0x3fff_ffff));
+    assert_eq!((file_alone.page_size_mask, file_alone.boot_bypass), (0x4021_0000, false));
+
+    let both =
+        config(&["--fd=3", "--config", path, "--granule=4k", "--aperture=0-0xfff", "--endpoint=00:04.0"]);
+    let labels: Vec<_> = both.endpoints.iter().map(|endpoint| endpoint.label.as_str()).collect();
+    assert_eq!(labels, ["00:02.0", "00:03.0", "00:04.0"]);
+    assert_eq!(both.listen, Listen::Fd(3));
+    assert_eq!(both.aperture, range(0, 0xfff));
+    assert_eq!((both.page_size_mask, both.boot_bypass, both.limits.max_faults), (0x4020_1000, false, 5));
+}
+
+#[test]
+fn a_socket_path_is_kept_as_it_is_given() {
+    let config = config(&["--socket-path", "./a b/../iommu.sock"]);
+    assert_eq!(config.listen, Listen::Path(Path::new("./a b/../iommu.sock").to_owned()));
+}
