@@ -2,5 +2,3 @@
 
 //! The virtio-iommu device as pure logic.
 #![forbid(unsafe_code)]
-
-
