@@ -2,4 +2,8 @@
 
 //! Test doubles and the guest test bed.
 
+<<<<<<< HEAD
 pub mod iotlb_disk;
+=======
+pub mod guest;
+>>>>>>> testbed

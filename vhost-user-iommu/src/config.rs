@@ -70,8 +70,8 @@ impl Config {
             boot_bypass: options.boot_bypass == Switch::On,
             limits: Limits {
                 domains_max: options.max_domains.get() as usize,
-                mappings_max: options.max_mappings.get(),
-                faults_max: options.max_faults.get(),
+                mappings_max: options.max_mappings.get() as usize,
+                faults_max: options.max_faults.get() as usize,
             },
             unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),
             log_level: options.log_level.into(),

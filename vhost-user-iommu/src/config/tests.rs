@@ -31,7 +31,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
             aperture: IovaRange::ALL,
             boot_bypass: true,
             msi_region: Some(range(0xfee0_0000, 0xfeef_ffff)),
-            limits: Limits { max_domains: 4096, max_mappings: 1_048_576, max_faults: 256 },
+            limits: Limits { domains_max: 4096, mappings_max: 1_048_576, faults_max: 256 },
             unmap_timeout: Duration::from_secs(2),
             log_level: LevelFilter::Info,
         }
@@ -52,7 +52,7 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(config.aperture, range(1 << 30, 0x7fff_ffff));
     assert_eq!((config.boot_bypass, config.msi_region), (false, None));
     assert_eq!((config.unmap_timeout, config.log_level), (Duration::from_millis(150), LevelFilter::Trace));
-    let limits = Limits { max_domains: 1, max_mappings: 2, max_faults: 3 };
+    let limits = Limits { domains_max: 1, mappings_max: 2, faults_max: 3 };
     assert_eq!(config.limits, limits);
 }
 
@@ -96,7 +96,7 @@ fn the_command_line_wins_over_the_file_and_endpoints_add_up() {
     assert_eq!(labels, ["00:02.0", "00:03.0", "00:04.0"]);
     assert_eq!(both.listen, Listen::Fd(3));
     assert_eq!(both.aperture, range(0, 0xfff));
-    assert_eq!((both.page_size_mask, both.boot_bypass, both.limits.max_faults), (0x4020_1000, false, 5));
+    assert_eq!((both.page_size_mask, both.boot_bypass, both.limits.faults_max), (0x4020_1000, false, 5));
 }
 
 #[test]

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Starts QEMU and collects the guest's serial console, line by line.
+//!
+//! It gives the lines no meaning. To read first: `prctl(2)`, `PR_SET_PDEATHSIG`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// What came over the serial line so far, and whether more can come.
+#[derive(Debug, Default)]
+pub(super) struct Console {
+    lines: Mutex<Lines>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    texts: Vec<String>,
+    closed: bool,
+}
+
+/// Why a wait ended without the line it waited for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum NoLine {
+    Deadline,
+    Closed,
+}
+
+impl Console {
+    /// Starts `qemu`, whose standard output is the serial line, and reads that until it is closed.
+    ///
+    /// The reading thread starts QEMU itself: QEMU dies with the thread that started it, which so lives as long as
+    /// QEMU does, whatever becomes of the caller's thread.
+    pub(super) fn start(mut qemu: Command) -> Result<(Arc<Self>, Child, JoinHandle<()>)> {
+        let console = Arc::new(Self::default());
+        let (started, child) = mpsc::channel();
+        let reader = {
+            let console = Arc::clone(&console);
+            thread::spawn(move || {
+                let mut spawned = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+                let stdout = spawned.as_mut().ok().and_then(|child| child.stdout.take());
+                let told = started.send(spawned);
+                if let (Ok(()), Some(stdout)) = (told, stdout) {
+                    console.read(stdout);
+                }
+            })
+        };
+        let child = child
+            .recv()
+            .context("the console's thread ended")?
+            .context("starting QEMU")?;
+        Ok((console, child, reader))
+    }
+
+    /// The position and text of the first line at or after `from` that contains `pattern`.
+    pub(super) fn wait_for(
+        &self,
+        pattern: &str,
+        from: usize,
+        within: Duration,
+    ) -> Result<(usize, String), NoLine> {
+        let deadline = Instant::now() + within;
+        let mut next = from;
+        let mut lines = self.lock();
+        loop {
+            for (position, text) in lines.texts.iter().enumerate().skip(next) {
+                if text.contains(pattern) {
+                    return Ok((position, text.clone()));
+                }
+            }
+            next = lines.texts.len().max(from);
+            if lines.closed {
+                return Err(NoLine::Closed);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(NoLine::Deadline);
+            }
+            lines = self
+                .changed
+                .wait_timeout(lines, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Whether the line is closed at the end of this time at the latest.
+    pub(super) fn wait_until_closed(&self, within: Duration) -> bool {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), within, |lines| !lines.closed);
+        waited.unwrap_or_else(PoisonError::into_inner).0.closed
+    }
+
+    /// Every line so far.
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.lock().texts.clone()
+    }
+
+    fn read(&self, stdout: ChildStdout) {
+        let mut stdout = BufReader::new(stdout);
+        let mut bytes = Vec::new();
+        while matches!(stdout.read_until(b'\n', &mut bytes), Ok(count) if count > 0) {
+            let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+            self.lock().texts.push(text);
+            self.changed.notify_all();
+            bytes.clear();
+        }
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A guest that runs: what it says, how it is reset, how it ends.
+//!
+//! It never outlives its owner: dropping it kills QEMU, and QEMU dies when this process does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use tempfile::TempDir;
+
+use super::console::{Console, NoLine};
+use super::qmp::Qmp;
+
+/// How much of the console an error shows.
+const LINES_SHOWN: usize = 40;
+
+/// A guest under QEMU, killed when dropped.
+#[derive(Debug)]
+pub struct RunningGuest {
+    folder: TempDir,
+    console: Arc<Console>,
+    qemu: Child,
+    reader: Option<JoinHandle<()>>,
+    qmp: Option<Qmp>,
+    next_line: usize,
+}
+
+impl RunningGuest {
+    pub(super) fn new(folder: TempDir, console: Arc<Console>, qemu: Child, reader: JoinHandle<()>) -> Self {
+        Self {
+            folder,
+            console,
+            qemu,
+            reader: Some(reader),
+            qmp: None,
+            next_line: 0,
+        }
+    }
+
+    pub(super) fn monitor_in(folder: &Path) -> PathBuf {
+        folder.join("qmp.sock")
+    }
+
+    pub(super) fn stderr_in(folder: &Path) -> PathBuf {
+        folder.join("stderr")
+    }
+
+    /// Waits for a line that contains `pattern`, after the line that the last wait returned.
+    ///
+    /// # Errors
+    /// The time is over or QEMU has exited: with the end of the console and QEMU's own messages.
+    pub fn wait_for(&mut self, pattern: &str, within: Duration) -> Result<String> {
+        match self.console.wait_for(pattern, self.next_line, within) {
+            Ok((position, line)) => {
+                self.next_line = position + 1;
+                Ok(line)
+            }
+            Err(NoLine::Deadline) => Err(self.failure(&format!("no {pattern:?} within {within:?}"))),
+            Err(NoLine::Closed) => Err(self.failure(&format!("QEMU exited before {pattern:?}"))),
+        }
+    }
+
+    /// Waits like [`RunningGuest::wait_for`] and returns what follows `name` on that line.
+    ///
+    /// # Errors
+    /// As [`RunningGuest::wait_for`].
+    pub fn value_of(&mut self, name: &str, within: Duration) -> Result<String> {
+        let line = self.wait_for(name, within)?;
+        Ok(line
+            .split_once(name)
+            .map(|(_, value)| value.trim().to_owned())
+            .unwrap_or_default())
+    }
+
+    /// Waits until QEMU has exited.
+    ///
+    /// # Errors
+    /// The time is over: with the end of the console and QEMU's own messages.
+    pub fn wait_for_exit(&mut self, within: Duration) -> Result<ExitStatus> {
+        // Nothing but its exit closes QEMU's end of the serial line.
+        if !self.console.wait_until_closed(within) {
+            return Err(self.failure(&format!("QEMU still runs after {within:?}")));
+        }
+        Ok(self.qemu.wait()?)
+    }
+
+    /// Every line of the console so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.console.lines()
+    }
+
+    /// What QEMU itself said on its standard error so far.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(Self::stderr_in(self.folder.path())).unwrap_or_default()
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.qemu.id()
+    }
+
+    /// Has QEMU's monitor execute a command without arguments (`system_reset`, `stop`, `cont`, `quit`) and returns
+    /// its answer, a line of JSON. Works from the time on when the guest has said something.
+    ///
+    /// # Errors
+    /// QEMU refuses the command, or does not answer.
+    pub fn monitor(&mut self, command: &str) -> Result<String> {
+        let qmp = match &mut self.qmp {
+            Some(qmp) => qmp,
+            none => none.insert(Qmp::connect(&Self::monitor_in(self.folder.path()))?),
+        };
+        qmp.execute(command)
+    }
+
+    fn failure(&self, what: &str) -> anyhow::Error {
+        let lines = self.lines();
+        let shown = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
+        anyhow!(
+            "{what}\n--- end of the console\n{}\n--- QEMU\n{}",
+            shown.join("\n"),
+            self.stderr()
+        )
+    }
+}
+
+impl Drop for RunningGuest {
+    fn drop(&mut self) {
+        // Each of these fails only where QEMU is gone already.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        let _ = self.reader.take().map(JoinHandle::join);
+    }
+}
