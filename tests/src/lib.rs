@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Test doubles and the guest test bed.
+//! Test doubles, the guest test bed, the demo and the benchmarks: nothing a user needs at run time.
 
-<<<<<<< HEAD
-pub mod iotlb_disk;
-=======
 pub mod guest;
->>>>>>> testbed
+pub mod iotlb_disk;

@@ -51,10 +51,7 @@ impl Console {
                 }
             })
         };
-        let child = child
-            .recv()
-            .context("the console's thread ended")?
-            .context("starting QEMU")?;
+        let child = child.recv().context("the console's thread ended")?.context("starting QEMU")?;
         Ok((console, child, reader))
     }
 
@@ -82,19 +79,13 @@ impl Console {
             if left.is_zero() {
                 return Err(NoLine::Deadline);
             }
-            lines = self
-                .changed
-                .wait_timeout(lines, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            lines = self.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// Whether the line is closed at the end of this time at the latest.
     pub(super) fn wait_until_closed(&self, within: Duration) -> bool {
-        let waited = self
-            .changed
-            .wait_timeout_while(self.lock(), within, |lines| !lines.closed);
+        let waited = self.changed.wait_timeout_while(self.lock(), within, |lines| !lines.closed);
         waited.unwrap_or_else(PoisonError::into_inner).0.closed
     }
 

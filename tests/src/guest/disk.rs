@@ -46,37 +46,18 @@ impl Disk {
         kernel_args: &str,
     ) -> Result<Self> {
         // Sector 0 is the boot record; the rest of the first MiB is the boot loader's by custom.
-        let kernel = Extent {
-            at: MIB,
-            bytes: fs::read(&testbed.kernel)?,
-        };
-        let initrd = Extent {
-            at: kernel.end().next_multiple_of(MIB),
-            bytes: initramfs.build(testbed)?,
-        };
+        let kernel = Extent { at: MIB, bytes: fs::read(&testbed.kernel)? };
+        let initrd = Extent { at: kernel.end().next_multiple_of(MIB), bytes: initramfs.build(testbed)? };
         let config = format!(
             "serial --unit=0 --speed=115200\nterminal_output serial\necho GRUB reads the kernel\n\
              linux {} {KERNEL_ARGS} {kernel_args}\ninitrd {}\nboot\n",
             kernel.block_list(),
             initrd.block_list()
         );
-        let boot_record = Extent {
-            at: 0,
-            bytes: fs::read(testbed.grub_modules.join("boot.img"))?,
-        };
-        let grub = Extent {
-            at: SECTOR,
-            bytes: grub_image(testbed, &config)?,
-        };
-        ensure!(
-            grub.end() <= kernel.at,
-            "GRUB's image has {} bytes",
-            grub.bytes.len()
-        );
-        ensure!(
-            initrd.end() <= mib * MIB,
-            "{mib} MiB are too few for a kernel and an initramfs"
-        );
+        let boot_record = Extent { at: 0, bytes: fs::read(testbed.grub_modules.join("boot.img"))? };
+        let grub = Extent { at: SECTOR, bytes: grub_image(testbed, &config)? };
+        ensure!(grub.end() <= kernel.at, "GRUB's image has {} bytes", grub.bytes.len());
+        ensure!(initrd.end() <= mib * MIB, "{mib} MiB are too few for a kernel and an initramfs");
         let mut image = random_bytes(mib * MIB, 1);
         for extent in [boot_record, grub, kernel, initrd] {
             image[extent.at..][..extent.bytes.len()].copy_from_slice(&extent.bytes);
@@ -96,18 +77,10 @@ impl Disk {
     pub fn checksum(&self, testbed: &Testbed, mib: usize) -> Result<String> {
         let length = u64::try_from(mib * MIB)?;
         let file = File::open(&self.path)?;
-        ensure!(
-            file.metadata()?.len() >= length,
-            "{} has less than {mib} MiB",
-            self.path.display()
-        );
+        ensure!(file.metadata()?.len() >= length, "{} has less than {mib} MiB", self.path.display());
         let output =
             String::from_utf8(testbed.busybox(&["sh", "-c", &format!("head -c {length} | md5sum")], file)?)?;
-        Ok(output
-            .split_whitespace()
-            .next()
-            .context("md5sum says nothing")?
-            .to_owned())
+        Ok(output.split_whitespace().next().context("md5sum says nothing")?.to_owned())
     }
 
     fn write(path: &Path, content: &[u8]) -> Result<Self> {

@@ -26,10 +26,7 @@ pub struct Initramfs {
 impl Initramfs {
     /// One with the drivers of virtio-iommu and virtio-blk, and an empty job.
     pub fn new() -> Self {
-        Self {
-            modules: vec!["virtio_iommu".into(), "virtio_blk".into()],
-            job: String::new(),
-        }
+        Self { modules: vec!["virtio_iommu".into(), "virtio_blk".into()], job: String::new() }
     }
 
     /// The shell script to run when the modules are loaded; it can call the functions of
@@ -58,11 +55,7 @@ impl Initramfs {
         archive.entry("job-library.sh", 0o100_644, JOB_LIBRARY.as_bytes())?;
         archive.entry("job.sh", 0o100_644, self.job.as_bytes())?;
         archive.entry("bin/busybox", 0o100_755, &fs::read(&testbed.busybox)?)?;
-        let mut loaded = Modules {
-            testbed,
-            files: all_files(&testbed.modules)?,
-            in_order: Vec::new(),
-        };
+        let mut loaded = Modules { testbed, files: all_files(&testbed.modules)?, in_order: Vec::new() };
         for name in &self.modules {
             loaded.add(name)?;
         }
@@ -118,15 +111,9 @@ impl Modules<'_> {
 
 /// The names a module declares in `depends=` of its section `.modinfo`, where strings end with a NUL.
 fn dependencies(module: &[u8]) -> Vec<String> {
-    let declared = module
-        .split(|&byte| byte == 0)
-        .find_map(|string| string.strip_prefix(b"depends="));
+    let declared = module.split(|&byte| byte == 0).find_map(|string| string.strip_prefix(b"depends="));
     let names = String::from_utf8_lossy(declared.unwrap_or_default());
-    names
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect()
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 /// `virtio-iommu.ko.xz` is the module `virtio_iommu`.
@@ -163,9 +150,6 @@ mod tests {
 
     #[test]
     fn a_module_is_named_with_underscores_whatever_its_file_is_called() {
-        assert_eq!(
-            module_name(Path::new("/m/kernel/drivers/iommu/virtio-iommu.ko.xz")),
-            "virtio_iommu"
-        );
+        assert_eq!(module_name(Path::new("/m/kernel/drivers/iommu/virtio-iommu.ko.xz")), "virtio_iommu");
     }
 }

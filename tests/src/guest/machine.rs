@@ -130,9 +130,8 @@ impl Guest {
 
     /// A raw image, as the block node of this name for a device's `drive=`.
     pub fn image(self, node: &str, file: &Path) -> Self {
-        let mut value = OsString::from(format!(
-            "driver=raw,node-name={node},file.driver=file,file.filename="
-        ));
+        let mut value =
+            OsString::from(format!("driver=raw,node-name={node},file.driver=file,file.filename="));
         value.push(file);
         self.argument("-blockdev").argument(value)
     }
@@ -148,10 +147,8 @@ impl Guest {
     /// # Errors
     /// The initramfs cannot be made or QEMU cannot be started. That QEMU refuses its arguments shows in the first wait.
     pub fn spawn(&self) -> Result<RunningGuest> {
-        let folder = tempfile::Builder::new()
-            .prefix("guest-")
-            .tempdir()
-            .context("making the guest's folder")?;
+        let folder =
+            tempfile::Builder::new().prefix("guest-").tempdir().context("making the guest's folder")?;
         let mut qemu = Command::new(&self.testbed.qemu);
         qemu.args(self.machine_arguments());
         if self.boot_from == BootFrom::Kernel {
@@ -163,10 +160,8 @@ impl Guest {
                 .arg(initrd)
                 .args(["-append", &self.kernel_args]);
         }
-        let monitor = format!(
-            "unix:{},server=on,wait=off",
-            RunningGuest::monitor_in(folder.path()).display()
-        );
+        let monitor =
+            format!("unix:{},server=on,wait=off", RunningGuest::monitor_in(folder.path()).display());
         qemu.args(["-qmp", &monitor]).args(&self.arguments);
         qemu.stderr(Stdio::from(File::create(RunningGuest::stderr_in(folder.path()))?));
         let (console, qemu, reader) = Console::start(qemu)?;
@@ -178,13 +173,9 @@ impl Guest {
             Accelerator::Kvm => ("kvm", "host"),
             Accelerator::Tcg => ("tcg", "qemu64"),
         };
-        let memory = format!(
-            "memory-backend-memfd,id=memory,size={}M,share=on",
-            self.memory_mib
-        );
-        let mut arguments: Vec<String> = ["-nodefaults", "-display", "none", "-serial", "stdio"]
-            .map(Into::into)
-            .into();
+        let memory = format!("memory-backend-memfd,id=memory,size={}M,share=on", self.memory_mib);
+        let mut arguments: Vec<String> =
+            ["-nodefaults", "-display", "none", "-serial", "stdio"].map(Into::into).into();
         for (option, value) in [
             ("-run-with", "exit-with-parent=on"),
             ("-machine", "q35,memory-backend=memory"),

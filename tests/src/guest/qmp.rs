@@ -23,9 +23,7 @@ impl Qmp {
     pub(super) fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).context("connecting to QEMU's monitor")?;
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-        let mut qmp = Self {
-            stream: BufReader::new(stream),
-        };
+        let mut qmp = Self { stream: BufReader::new(stream) };
         ensure!(qmp.line()?.contains("\"QMP\""), "no greeting from QEMU's monitor");
         qmp.execute("qmp_capabilities")?;
         Ok(qmp)
@@ -34,14 +32,9 @@ impl Qmp {
     /// The line of the answer; events that come before it are dropped.
     pub(super) fn execute(&mut self, command: &str) -> Result<String> {
         let request = format!("{{\"execute\": \"{command}\"}}\r\n");
-        self.stream
-            .get_mut()
-            .write_all(request.as_bytes())
-            .with_context(|| format!("sending {command}"))?;
+        self.stream.get_mut().write_all(request.as_bytes()).with_context(|| format!("sending {command}"))?;
         loop {
-            let line = self
-                .line()
-                .with_context(|| format!("waiting for the answer to {command}"))?;
+            let line = self.line().with_context(|| format!("waiting for the answer to {command}"))?;
             if line.starts_with("{\"return\"") {
                 return Ok(line);
             }

@@ -33,14 +33,7 @@ pub struct RunningGuest {
 
 impl RunningGuest {
     pub(super) fn new(folder: TempDir, console: Arc<Console>, qemu: Child, reader: JoinHandle<()>) -> Self {
-        Self {
-            folder,
-            console,
-            qemu,
-            reader: Some(reader),
-            qmp: None,
-            next_line: 0,
-        }
+        Self { folder, console, qemu, reader: Some(reader), qmp: None, next_line: 0 }
     }
 
     pub(super) fn monitor_in(folder: &Path) -> PathBuf {
@@ -72,10 +65,7 @@ impl RunningGuest {
     /// As [`RunningGuest::wait_for`].
     pub fn value_of(&mut self, name: &str, within: Duration) -> Result<String> {
         let line = self.wait_for(name, within)?;
-        Ok(line
-            .split_once(name)
-            .map(|(_, value)| value.trim().to_owned())
-            .unwrap_or_default())
+        Ok(line.split_once(name).map(|(_, value)| value.trim().to_owned()).unwrap_or_default())
     }
 
     /// Waits until QEMU has exited.
@@ -121,11 +111,7 @@ impl RunningGuest {
     fn failure(&self, what: &str) -> anyhow::Error {
         let lines = self.lines();
         let shown = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
-        anyhow!(
-            "{what}\n--- end of the console\n{}\n--- QEMU\n{}",
-            shown.join("\n"),
-            self.stderr()
-        )
+        anyhow!("{what}\n--- end of the console\n{}\n--- QEMU\n{}", shown.join("\n"), self.stderr())
     }
 }
 

@@ -44,9 +44,8 @@ impl Testbed {
     /// `scripts/testbed` failed: the reason it gave is in the error.
     pub fn find() -> Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/testbed");
-        let output = Command::new(&script)
-            .output()
-            .with_context(|| format!("starting {}", script.display()))?;
+        let output =
+            Command::new(&script).output().with_context(|| format!("starting {}", script.display()))?;
         // A first run says what it fetched; an error goes to the caller only.
         let progress = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "no guest test bed: {}", progress.trim());
@@ -72,9 +71,7 @@ impl Testbed {
     fn from_lines(lines: &str) -> Result<Self> {
         let values: HashMap<_, _> = lines.lines().filter_map(|line| line.split_once('=')).collect();
         let path = |key| {
-            let value = values
-                .get(key)
-                .with_context(|| format!("scripts/testbed names no {key}"))?;
+            let value = values.get(key).with_context(|| format!("scripts/testbed names no {key}"))?;
             let path = PathBuf::from(value);
             ensure!(path.exists(), "{key}={value} does not exist");
             anyhow::Ok(path)
@@ -97,11 +94,7 @@ impl Testbed {
             .output()
             .with_context(|| format!("starting {}", self.busybox.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "busybox {} failed: {said}",
-            arguments.join(" ")
-        );
+        ensure!(output.status.success(), "busybox {} failed: {said}", arguments.join(" "));
         Ok(output.stdout)
     }
 }
@@ -110,9 +103,7 @@ impl Accelerator {
     /// KVM where the processor has it and this user may use it: `/dev/kvm` alone proves nothing.
     pub fn of_this_machine() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let capable = cpuinfo
-            .split_whitespace()
-            .any(|flag| flag == "vmx" || flag == "svm");
+        let capable = cpuinfo.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
         let usable = || File::options().read(true).write(true).open("/dev/kvm").is_ok();
         if capable && usable() { Self::Kvm } else { Self::Tcg }
     }

@@ -65,39 +65,20 @@ enum Answer {
 impl Tlb {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let entries = RwLock::new(Iotlb::new());
-        Self {
-            shared,
-            entries,
-            updates: Mutex::new(0),
-            updated: Condvar::new(),
-            backend: Mutex::new(None),
-        }
+        Self { shared, entries, updates: Mutex::new(0), updated: Condvar::new(), backend: Mutex::new(None) }
     }
 
     /// Sends our requests over this channel from now on.
     pub(super) fn set_backend_channel(&self, channel: Channel, replies: Replies) {
-        *lock(&self.backend) = Some(BackendChannel {
-            channel,
-            replies,
-            abandoned: 0,
-        });
+        *lock(&self.backend) = Some(BackendChannel { channel, replies, abandoned: 0 });
     }
 
     /// Takes an entry. Whether its target exists is for the caller to check.
     pub(super) fn update(&self, update: &IotlbMessage) -> anyhow::Result<()> {
-        let IotlbMessage {
-            iova,
-            size,
-            user_address,
-            access,
-            ..
-        } = *update;
+        let IotlbMessage { iova, size, user_address, access, .. } = *update;
         ensure!(size > 0, "empty update");
         // The vm-memory IOTLB has exclusive ends, and so no entry for the last byte of the address space.
-        ensure!(
-            iova.checked_add(size).is_some(),
-            "update at {iova:#x} reaches the end of the address space"
-        );
+        ensure!(iova.checked_add(size).is_some(), "update at {iova:#x} reaches the end of the address space");
         let permissions = match access {
             Access::READ => Permissions::Read,
             Access::WRITE => Permissions::Write,
@@ -112,12 +93,7 @@ impl Tlb {
             permissions,
         )?;
         drop(entries);
-        self.shared.record.add(Event::Update {
-            iova,
-            size,
-            user_address,
-            access,
-        });
+        self.shared.record.add(Event::Update { iova, size, user_address, access });
         *lock(&self.updates) += 1;
         self.updated.notify_all();
         Ok(())
@@ -135,10 +111,7 @@ impl Tlb {
 
     /// Forgets everything.
     pub(super) fn flush(&self) {
-        self.entries
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .invalidate_all();
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).invalidate_all();
     }
 
     /// Makes those who wait look whether they are cancelled.
@@ -168,9 +141,7 @@ impl Tlb {
     fn wait_for_update(&self, seen: u64, cancel: &Stop) -> bool {
         let waiting = |updates: &mut u64| *updates == seen && !cancel.is_signalled();
         let timeout = self.shared.options.miss_timeout;
-        let waited = self
-            .updated
-            .wait_timeout_while(lock(&self.updates), timeout, waiting);
+        let waited = self.updated.wait_timeout_while(lock(&self.updates), timeout, waiting);
         *waited.unwrap_or_else(PoisonError::into_inner).0 != seen
     }
 }
@@ -186,10 +157,7 @@ impl BackendChannel {
         self.abandoned += 1;
         loop {
             let reply = self.receive(cancel, deadline)?;
-            ensure!(
-                reply.flags.is_reply(),
-                "a request came on the connection for ours"
-            );
+            ensure!(reply.flags.is_reply(), "a request came on the connection for ours");
             ensure!(
                 reply.request == BackendRequest::IOTLB_MSG.0,
                 "reply to another request: {}",
@@ -197,11 +165,7 @@ impl BackendChannel {
             );
             self.abandoned -= 1;
             if self.abandoned == 0 {
-                return Ok(if reply.body::<u64>()? == 0 {
-                    Answer::Granted
-                } else {
-                    Answer::Refused
-                });
+                return Ok(if reply.body::<u64>()? == 0 { Answer::Granted } else { Answer::Refused });
             }
         }
     }
@@ -226,13 +190,8 @@ impl BackendChannel {
     }
 
     fn wait(&self, flags: PollFlags, cancel: &Stop, deadline: Instant) -> anyhow::Result<()> {
-        let left = deadline
-            .checked_duration_since(Instant::now())
-            .context("no answer in time")?;
-        let ready = wait(
-            &[(self.channel.as_fd(), flags), (cancel.as_fd(), PollFlags::IN)],
-            Some(left),
-        )?;
+        let left = deadline.checked_duration_since(Instant::now()).context("no answer in time")?;
+        let ready = wait(&[(self.channel.as_fd(), flags), (cancel.as_fd(), PollFlags::IN)], Some(left))?;
         ensure!(!ready[1], "cancelled");
         Ok(())
     }
@@ -262,19 +221,12 @@ impl Iommu for Translator {
     ) -> Result<IotlbIterator<RwLockReadGuard<'_, Iotlb>>, Error> {
         let refused = |reason: &str| {
             let iova_range = IovaRange { base: iova, length };
-            Error::CannotResolve {
-                iova_range,
-                reason: reason.into(),
-            }
+            Error::CannotResolve { iova_range, reason: reason.into() }
         };
         if length == 0 || iova.0.checked_add(length as u64).is_none() {
             return Err(refused("empty, or at the end of the address space"));
         }
-        let wanted = if access == Permissions::Write {
-            Access::WRITE
-        } else {
-            Access::READ
-        };
+        let wanted = if access == Permissions::Write { Access::WRITE } else { Access::READ };
         let (mut last, mut repeated) = (None, 0);
         loop {
             let seen = *lock(&self.tlb.updates);
@@ -300,10 +252,5 @@ impl Iommu for Translator {
 
 /// The lowest address for which there is no entry, or none that allows the access.
 fn first_missing(fails: &IotlbFails) -> Option<u64> {
-    fails
-        .misses
-        .iter()
-        .chain(&fails.access_fails)
-        .map(|range| range.base.0)
-        .min()
+    fails.misses.iter().chain(&fails.access_fails).map(|range| range.base.0).min()
 }
