@@ -2,5 +2,7 @@
 
 //! Test doubles, the guest test bed, the demo and the benchmarks: nothing a user needs at run time.
 
+pub mod daemon;
 pub mod guest;
 pub mod iotlb_disk;
+pub mod scene;
