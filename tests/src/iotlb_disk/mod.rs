@@ -21,6 +21,7 @@ use std::time::Duration;
 use rustix::event::PollFlags;
 use vm_memory::{Bytes, GuestAddress};
 
+mod backend_channel;
 mod blk;
 mod image;
 mod memory;

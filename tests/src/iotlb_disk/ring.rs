@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rustix::event::PollFlags;
-use vhost_user_iommu::message::VringAddress;
+use vhost_user_iommu::message::{FrontendRequest, Message, VringAddress, VringFd, VringState};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
@@ -49,6 +49,39 @@ pub(super) struct RingState {
     pub(super) enabled: bool,
     /// The eventfds that can be replaced while the ring is being served.
     pub(super) notifiers: Arc<Notifiers>,
+}
+
+impl RingState {
+    /// Takes what a message says about the ring; refuses one that says nothing about it.
+    pub(super) fn change(&mut self, request: FrontendRequest, message: &mut Message) -> anyhow::Result<()> {
+        let index = match request {
+            FrontendRequest::SET_VRING_ADDR => {
+                let addresses: VringAddress = message.body()?;
+                self.addresses = Some(addresses);
+                addresses.index
+            }
+            FrontendRequest::SET_VRING_KICK => {
+                let vring: VringFd = message.body()?;
+                ensure!(!vring.has_no_fd(), "polled rings are not supported");
+                self.kick = Some(Arc::new(message.fds.pop().context("no file descriptor")?));
+                vring.index()
+            }
+            FrontendRequest::SET_VRING_NUM
+            | FrontendRequest::SET_VRING_BASE
+            | FrontendRequest::SET_VRING_ENABLE => {
+                let VringState { index, num } = message.body()?;
+                match request {
+                    FrontendRequest::SET_VRING_NUM => self.size = num,
+                    FrontendRequest::SET_VRING_BASE => self.next_available = u16::try_from(num)?,
+                    _ => self.enabled = num != 0,
+                }
+                index
+            }
+            _ => bail!("not supported"),
+        };
+        ensure!(index == 0, "ring {index} of 1");
+        Ok(())
+    }
 }
 
 /// Where the driver and the front-end are told what happened.

@@ -22,11 +22,12 @@ use vhost_user_iommu::message::{
 };
 use zerocopy::{Immutable, IntoBytes};
 
+use super::backend_channel::Replies;
 use super::memory::{Addressing, MemoryTable};
 use super::options::OnInvalidate;
 use super::record::{Event, Negotiated};
 use super::ring::{RingState, Worker};
-use super::tlb::{Replies, Tlb};
+use super::tlb::Tlb;
 use super::wait::{Stop, wait};
 use super::{Shared, blk, lock};
 
@@ -178,40 +179,13 @@ impl Session {
                 self.ring = RingState::default();
                 Ok(())
             }
-            _ => self.change_ring(request, message),
+            _ => {
+                self.ring.change(request, message)?;
+                // Without protocol features nobody enables rings: one that is kicked may be served.
+                self.ring.enabled |= self.negotiated.features & features::PROTOCOL_FEATURES == 0;
+                Ok(())
+            }
         }
-    }
-
-    fn change_ring(&mut self, request: FrontendRequest, message: &mut Message) -> anyhow::Result<()> {
-        let ring = &mut self.ring;
-        let index = match request {
-            FrontendRequest::SET_VRING_ADDR => {
-                let addresses: VringAddress = message.body()?;
-                ring.addresses = Some(addresses);
-                addresses.index
-            }
-            FrontendRequest::SET_VRING_KICK => {
-                let vring: VringFd = message.body()?;
-                ensure!(!vring.has_no_fd(), "polled rings are not supported");
-                ring.kick = Some(Arc::new(message.fds.pop().context("no file descriptor")?));
-                ring.enabled |= self.negotiated.features & features::PROTOCOL_FEATURES == 0;
-                vring.index()
-            }
-            FrontendRequest::SET_VRING_NUM
-            | FrontendRequest::SET_VRING_BASE
-            | FrontendRequest::SET_VRING_ENABLE => {
-                let VringState { index, num } = message.body()?;
-                match request {
-                    FrontendRequest::SET_VRING_NUM => ring.size = num,
-                    FrontendRequest::SET_VRING_BASE => ring.next_available = u16::try_from(num)?,
-                    _ => ring.enabled = num != 0,
-                }
-                index
-            }
-            _ => bail!("not supported"),
-        };
-        ensure!(index == 0, "ring {index} of 1");
-        Ok(())
     }
 
     fn set_features(&mut self, wanted: u64) -> anyhow::Result<()> {

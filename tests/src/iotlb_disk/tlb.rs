@@ -7,20 +7,18 @@
 //!
 //! Read first: "IOMMU support" in `vhost-user.rst`.
 
-use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
-use rustix::event::PollFlags;
-use vhost_user_iommu::message::{Access, BackendRequest, Channel, IotlbMessage, Message};
+use anyhow::{bail, ensure};
+use vhost_user_iommu::message::{Access, Channel, IotlbMessage};
 use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbFails, IotlbIterator, IovaRange};
 use vm_memory::{GuestAddress, Permissions};
 
-use super::Shared;
-use super::lock;
+use super::backend_channel::{Answer, BackendChannel, Replies};
 use super::record::Event;
-use super::wait::{Stop, wait};
+use super::wait::Stop;
+use super::{Shared, lock};
 
 /// How often in succession an access asks for the same address: an answered miss whose entry is invalidated before
 /// it could be used is asked for again, but not for ever.
@@ -37,31 +35,6 @@ pub(super) struct Tlb {
     backend: Mutex<Option<BackendChannel>>,
 }
 
-/// The connection for our own requests.
-#[derive(Debug)]
-struct BackendChannel {
-    channel: Channel,
-    /// Whether our requests are answered.
-    replies: Replies,
-    /// Replies that are still to come for requests that nobody waits for any more.
-    abandoned: u32,
-}
-
-/// Whether the front-end replies to our requests (`REPLY_ACK`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Replies {
-    Expected,
-    Never,
-}
-
-/// What became of a miss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    /// An update has come or is to come.
-    Granted,
-    Refused,
-}
-
 impl Tlb {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let entries = RwLock::new(Iotlb::new());
@@ -76,11 +49,7 @@ impl Tlb {
 
     /// Sends our requests over this channel from now on.
     pub(super) fn set_backend_channel(&self, channel: Channel, replies: Replies) {
-        *lock(&self.backend) = Some(BackendChannel {
-            channel,
-            replies,
-            abandoned: 0,
-        });
+        *lock(&self.backend) = Some(BackendChannel::new(channel, replies));
     }
 
     /// Takes an entry. Whether its target exists is for the caller to check.
@@ -172,69 +141,6 @@ impl Tlb {
             .updated
             .wait_timeout_while(lock(&self.updates), timeout, waiting);
         *waited.unwrap_or_else(PoisonError::into_inner).0 != seen
-    }
-}
-
-impl BackendChannel {
-    /// Sends a miss and waits for the reply where one is to be expected.
-    fn ask(&mut self, miss: &IotlbMessage, cancel: &Stop, deadline: Instant) -> anyhow::Result<Answer> {
-        if self.replies == Replies::Never {
-            self.send(Message::from(miss), cancel, deadline)?;
-            return Ok(Answer::Granted);
-        }
-        self.send(Message::from(miss).with_need_reply(), cancel, deadline)?;
-        self.abandoned += 1;
-        loop {
-            let reply = self.receive(cancel, deadline)?;
-            ensure!(
-                reply.flags.is_reply(),
-                "a request came on the connection for ours"
-            );
-            ensure!(
-                reply.request == BackendRequest::IOTLB_MSG.0,
-                "reply to another request: {}",
-                reply.request
-            );
-            self.abandoned -= 1;
-            if self.abandoned == 0 {
-                return Ok(if reply.body::<u64>()? == 0 {
-                    Answer::Granted
-                } else {
-                    Answer::Refused
-                });
-            }
-        }
-    }
-
-    fn send(&mut self, message: Message, cancel: &Stop, deadline: Instant) -> anyhow::Result<()> {
-        self.channel.queue(message)?;
-        self.channel.flush()?;
-        while self.channel.wants_write() {
-            self.wait(PollFlags::OUT, cancel, deadline)?;
-            self.channel.flush()?;
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, cancel: &Stop, deadline: Instant) -> anyhow::Result<Message> {
-        loop {
-            if let Some(message) = self.channel.receive()? {
-                return Ok(message);
-            }
-            self.wait(PollFlags::IN, cancel, deadline)?;
-        }
-    }
-
-    fn wait(&self, flags: PollFlags, cancel: &Stop, deadline: Instant) -> anyhow::Result<()> {
-        let left = deadline
-            .checked_duration_since(Instant::now())
-            .context("no answer in time")?;
-        let ready = wait(
-            &[(self.channel.as_fd(), flags), (cancel.as_fd(), PollFlags::IN)],
-            Some(left),
-        )?;
-        ensure!(!ready[1], "cancelled");
-        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! The disk behind an IOTLB, driven by a small front-end over a real socket.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -441,6 +442,58 @@ fn memory_regions_come_and_go_one_by_one() {
     assert_eq!(frontend.read_disk(9, &[(DATA + PAGE, 512)]), IOERR);
     assert_eq!(extra.start(), [8; SECTOR]);
     assert_eq!(frontend.read_disk(1, &[(DATA, 512)]), OK);
+}
+
+#[test]
+fn nothing_is_written_through_an_entry_after_its_invalidation_is_acknowledged() {
+    let bench = Bench::new(Options::default());
+    let mut frontend = bench.start();
+    assert_eq!(frontend.read_disk(1, &[(DATA, 512)]), OK);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in (0..=u8::MAX).cycle() {
+                bench
+                    .disk
+                    .stray_dma(DATA, StrayDma::Write(vec![number; PAGE as usize]));
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        for _ in 0..200 {
+            frontend.map(DATA, Access::READ_WRITE);
+            let before: [u8; PAGE as usize] = frontend.read(DATA);
+            frontend.serve_until(|frontend| frontend.read::<[u8; PAGE as usize]>(DATA) != before);
+            assert_eq!(frontend.unmap(DATA), 0);
+            let after: [u8; PAGE as usize] = frontend.read(DATA);
+            assert!(
+                after.iter().all(|&byte| byte == after[0]),
+                "acknowledged in the middle of a write"
+            );
+            let asked = frontend.misses.len();
+            frontend.serve_until(|frontend| frontend.misses.len() >= asked + 2);
+            assert_eq!(frontend.read::<[u8; PAGE as usize]>(DATA), after);
+        }
+        stop.store(true, Ordering::Relaxed);
+        frontend.map(DATA, Access::READ_WRITE);
+        frontend.serve_until(|frontend| frontend.misses.last().is_some_and(|(_, granted)| *granted));
+    });
+}
+
+#[test]
+fn a_reset_stops_the_ring_and_it_can_be_started_anew() {
+    let bench = Bench::new(Options::default());
+    let mut frontend = bench.start();
+    assert_eq!(frontend.read_disk(1, &[(DATA, 512)]), OK);
+    frontend.send_and_check(Message::new(FrontendRequest::RESET_DEVICE, &()));
+    bench.wait_for(|event| *event == Event::RingStopped { next_available: 1 });
+    frontend.submit(0, 2, &[(DATA, 512)]);
+    assert_eq!(frontend.ask(FrontendRequest::GET_QUEUE_NUM, &()), 1);
+    assert_eq!(frontend.used(), 1);
+    frontend.start_ring(1);
+    assert_eq!(frontend.complete(), OK);
+    assert_eq!(frontend.read::<[u8; SECTOR]>(DATA), [2; SECTOR]);
 }
 
 #[test]
