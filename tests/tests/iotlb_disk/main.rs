@@ -61,6 +61,15 @@ impl Bench {
     }
 }
 
+/// Stops a thread even if the test panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn data_is_read_and_written_through_translations_of_scattered_pages() {
     let bench = Bench::new(Options::default());
@@ -451,6 +460,7 @@ fn nothing_is_written_through_an_entry_after_its_invalidation_is_acknowledged() 
     assert_eq!(frontend.read_disk(1, &[(DATA, 512)]), OK);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let stopped_at_last = SetOnDrop(&stop);
         scope.spawn(|| {
             for number in (0..=u8::MAX).cycle() {
                 bench
@@ -475,7 +485,7 @@ fn nothing_is_written_through_an_entry_after_its_invalidation_is_acknowledged() 
             frontend.serve_until(|frontend| frontend.misses.len() >= asked + 2);
             assert_eq!(frontend.read::<[u8; PAGE as usize]>(DATA), after);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopped_at_last);
         frontend.map(DATA, Access::READ_WRITE);
         frontend.serve_until(|frontend| frontend.misses.last().is_some_and(|(_, granted)| *granted));
     });
