@@ -3,6 +3,8 @@
 //! Test doubles, the guest test bed, the demo and the benchmarks: nothing a user needs at run time.
 
 pub mod daemon;
+pub mod driver;
+pub mod front_end;
 pub mod guest;
 pub mod iotlb_disk;
 pub mod scene;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rustix::event::PollFlags;
-use vhost_user_iommu::message::VringAddress;
+use vhost_user_iommu::message::{FrontendRequest, Message, VringAddress, VringFd, VringState};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
@@ -51,6 +51,39 @@ pub(super) struct RingState {
     pub(super) notifiers: Arc<Notifiers>,
 }
 
+impl RingState {
+    /// Takes what a message says about the ring; refuses one that says nothing about it.
+    pub(super) fn change(&mut self, request: FrontendRequest, message: &mut Message) -> anyhow::Result<()> {
+        let index = match request {
+            FrontendRequest::SET_VRING_ADDR => {
+                let addresses: VringAddress = message.body()?;
+                self.addresses = Some(addresses);
+                addresses.index
+            }
+            FrontendRequest::SET_VRING_KICK => {
+                let vring: VringFd = message.body()?;
+                ensure!(!vring.has_no_fd(), "polled rings are not supported");
+                self.kick = Some(Arc::new(message.fds.pop().context("no file descriptor")?));
+                vring.index()
+            }
+            FrontendRequest::SET_VRING_NUM
+            | FrontendRequest::SET_VRING_BASE
+            | FrontendRequest::SET_VRING_ENABLE => {
+                let VringState { index, num } = message.body()?;
+                match request {
+                    FrontendRequest::SET_VRING_NUM => self.size = num,
+                    FrontendRequest::SET_VRING_BASE => self.next_available = u16::try_from(num)?,
+                    _ => self.enabled = num != 0,
+                }
+                index
+            }
+            _ => bail!("not supported"),
+        };
+        ensure!(index == 0, "ring {index} of 1");
+        Ok(())
+    }
+}
+
 /// Where the driver and the front-end are told what happened.
 #[derive(Debug, Default)]
 pub(super) struct Notifiers {
@@ -80,15 +113,25 @@ impl Worker {
         stop: Arc<Stop>,
     ) -> anyhow::Result<Self> {
         let server = RingServer {
-            queue: new_queue(state, addresses, shared.record.negotiated().unwrap_or_default().features)?,
+            queue: new_queue(
+                state,
+                addresses,
+                shared.record.negotiated().unwrap_or_default().features,
+            )?,
             shared,
             memory,
             kick: state.kick.clone().context("ring without a kick")?,
             notifiers: state.notifiers.clone(),
             stop: stop.clone(),
         };
-        let thread = thread::Builder::new().name("iotlb-disk-ring".into()).spawn(move || server.run())?;
-        Ok(Self { thread: Some(thread), stop, tlb })
+        let thread = thread::Builder::new()
+            .name("iotlb-disk-ring".into())
+            .spawn(move || server.run())?;
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+            tlb,
+        })
     }
 
     /// Stops serving; the available index to go on from.
@@ -141,7 +184,9 @@ impl RingServer {
             }
             reached = served.is_ok();
             if let Err(error) = served {
-                self.shared.record.add(Event::RingFailed { reason: format!("{error:#}") });
+                self.shared.record.add(Event::RingFailed {
+                    reason: format!("{error:#}"),
+                });
                 notify(&self.notifiers.error);
             }
             if !self.wait_for_kick() {
@@ -162,7 +207,9 @@ impl RingServer {
                 .then(|| self.queue.used_idx(&self.memory, Ordering::Acquire));
             if let Some(Ok(used)) = used {
                 self.queue.set_next_used(used.0);
-                self.shared.record.add(Event::RingStarted { next_available: self.queue.next_avail() });
+                self.shared.record.add(Event::RingStarted {
+                    next_available: self.queue.next_avail(),
+                });
                 break;
             }
             ensure!(attempt < START_TRIES_MAX, "not reached in {attempt} tries");
@@ -208,8 +255,13 @@ impl RingServer {
     /// Waits for a kick; false when it is time to stop.
     fn wait_for_kick(&self) -> bool {
         loop {
-            let waited =
-                wait(&[(self.stop.as_fd(), PollFlags::IN), (self.kick.as_fd(), PollFlags::IN)], None);
+            let waited = wait(
+                &[
+                    (self.stop.as_fd(), PollFlags::IN),
+                    (self.kick.as_fd(), PollFlags::IN),
+                ],
+                None,
+            );
             match waited.as_deref() {
                 Ok([false, false]) => {}
                 // An eventfd that somebody else has drained is no kick, and one that is gone never will be.

@@ -7,20 +7,18 @@
 //!
 //! Read first: "IOMMU support" in `vhost-user.rst`.
 
-use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
-use rustix::event::PollFlags;
-use vhost_user_iommu::message::{Access, BackendRequest, Channel, IotlbMessage, Message};
+use anyhow::{bail, ensure};
+use vhost_user_iommu::message::{Access, Channel, IotlbMessage};
 use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbFails, IotlbIterator, IovaRange};
 use vm_memory::{GuestAddress, Permissions};
 
-use super::Shared;
-use super::lock;
+use super::backend_channel::{Answer, BackendChannel, Replies};
 use super::record::Event;
-use super::wait::{Stop, wait};
+use super::wait::Stop;
+use super::{Shared, lock};
 
 /// How often in succession an access asks for the same address: an answered miss whose entry is invalidated before
 /// it could be used is asked for again, but not for ever.
@@ -37,48 +35,38 @@ pub(super) struct Tlb {
     backend: Mutex<Option<BackendChannel>>,
 }
 
-/// The connection for our own requests.
-#[derive(Debug)]
-struct BackendChannel {
-    channel: Channel,
-    /// Whether our requests are answered.
-    replies: Replies,
-    /// Replies that are still to come for requests that nobody waits for any more.
-    abandoned: u32,
-}
-
-/// Whether the front-end replies to our requests (`REPLY_ACK`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Replies {
-    Expected,
-    Never,
-}
-
-/// What became of a miss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    /// An update has come or is to come.
-    Granted,
-    Refused,
-}
-
 impl Tlb {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let entries = RwLock::new(Iotlb::new());
-        Self { shared, entries, updates: Mutex::new(0), updated: Condvar::new(), backend: Mutex::new(None) }
+        Self {
+            shared,
+            entries,
+            updates: Mutex::new(0),
+            updated: Condvar::new(),
+            backend: Mutex::new(None),
+        }
     }
 
     /// Sends our requests over this channel from now on.
     pub(super) fn set_backend_channel(&self, channel: Channel, replies: Replies) {
-        *lock(&self.backend) = Some(BackendChannel { channel, replies, abandoned: 0 });
+        *lock(&self.backend) = Some(BackendChannel::new(channel, replies));
     }
 
     /// Takes an entry. Whether its target exists is for the caller to check.
     pub(super) fn update(&self, update: &IotlbMessage) -> anyhow::Result<()> {
-        let IotlbMessage { iova, size, user_address, access, .. } = *update;
+        let IotlbMessage {
+            iova,
+            size,
+            user_address,
+            access,
+            ..
+        } = *update;
         ensure!(size > 0, "empty update");
         // The vm-memory IOTLB has exclusive ends, and so no entry for the last byte of the address space.
-        ensure!(iova.checked_add(size).is_some(), "update at {iova:#x} reaches the end of the address space");
+        ensure!(
+            iova.checked_add(size).is_some(),
+            "update at {iova:#x} reaches the end of the address space"
+        );
         let permissions = match access {
             Access::READ => Permissions::Read,
             Access::WRITE => Permissions::Write,
@@ -93,7 +81,12 @@ impl Tlb {
             permissions,
         )?;
         drop(entries);
-        self.shared.record.add(Event::Update { iova, size, user_address, access });
+        self.shared.record.add(Event::Update {
+            iova,
+            size,
+            user_address,
+            access,
+        });
         *lock(&self.updates) += 1;
         self.updated.notify_all();
         Ok(())
@@ -111,7 +104,10 @@ impl Tlb {
 
     /// Forgets everything.
     pub(super) fn flush(&self) {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).invalidate_all();
+        self.entries
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .invalidate_all();
     }
 
     /// Makes those who wait look whether they are cancelled.
@@ -141,59 +137,10 @@ impl Tlb {
     fn wait_for_update(&self, seen: u64, cancel: &Stop) -> bool {
         let waiting = |updates: &mut u64| *updates == seen && !cancel.is_signalled();
         let timeout = self.shared.options.miss_timeout;
-        let waited = self.updated.wait_timeout_while(lock(&self.updates), timeout, waiting);
+        let waited = self
+            .updated
+            .wait_timeout_while(lock(&self.updates), timeout, waiting);
         *waited.unwrap_or_else(PoisonError::into_inner).0 != seen
-    }
-}
-
-impl BackendChannel {
-    /// Sends a miss and waits for the reply where one is to be expected.
-    fn ask(&mut self, miss: &IotlbMessage, cancel: &Stop, deadline: Instant) -> anyhow::Result<Answer> {
-        if self.replies == Replies::Never {
-            self.send(Message::from(miss), cancel, deadline)?;
-            return Ok(Answer::Granted);
-        }
-        self.send(Message::from(miss).with_need_reply(), cancel, deadline)?;
-        self.abandoned += 1;
-        loop {
-            let reply = self.receive(cancel, deadline)?;
-            ensure!(reply.flags.is_reply(), "a request came on the connection for ours");
-            ensure!(
-                reply.request == BackendRequest::IOTLB_MSG.0,
-                "reply to another request: {}",
-                reply.request
-            );
-            self.abandoned -= 1;
-            if self.abandoned == 0 {
-                return Ok(if reply.body::<u64>()? == 0 { Answer::Granted } else { Answer::Refused });
-            }
-        }
-    }
-
-    fn send(&mut self, message: Message, cancel: &Stop, deadline: Instant) -> anyhow::Result<()> {
-        self.channel.queue(message)?;
-        self.channel.flush()?;
-        while self.channel.wants_write() {
-            self.wait(PollFlags::OUT, cancel, deadline)?;
-            self.channel.flush()?;
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, cancel: &Stop, deadline: Instant) -> anyhow::Result<Message> {
-        loop {
-            if let Some(message) = self.channel.receive()? {
-                return Ok(message);
-            }
-            self.wait(PollFlags::IN, cancel, deadline)?;
-        }
-    }
-
-    fn wait(&self, flags: PollFlags, cancel: &Stop, deadline: Instant) -> anyhow::Result<()> {
-        let left = deadline.checked_duration_since(Instant::now()).context("no answer in time")?;
-        let ready = wait(&[(self.channel.as_fd(), flags), (cancel.as_fd(), PollFlags::IN)], Some(left))?;
-        ensure!(!ready[1], "cancelled");
-        Ok(())
     }
 }
 
@@ -221,12 +168,19 @@ impl Iommu for Translator {
     ) -> Result<IotlbIterator<RwLockReadGuard<'_, Iotlb>>, Error> {
         let refused = |reason: &str| {
             let iova_range = IovaRange { base: iova, length };
-            Error::CannotResolve { iova_range, reason: reason.into() }
+            Error::CannotResolve {
+                iova_range,
+                reason: reason.into(),
+            }
         };
         if length == 0 || iova.0.checked_add(length as u64).is_none() {
             return Err(refused("empty, or at the end of the address space"));
         }
-        let wanted = if access == Permissions::Write { Access::WRITE } else { Access::READ };
+        let wanted = if access == Permissions::Write {
+            Access::WRITE
+        } else {
+            Access::READ
+        };
         let (mut last, mut repeated) = (None, 0);
         loop {
             let seen = *lock(&self.tlb.updates);
@@ -252,5 +206,10 @@ impl Iommu for Translator {
 
 /// The lowest address for which there is no entry, or none that allows the access.
 fn first_missing(fails: &IotlbFails) -> Option<u64> {
-    fails.misses.iter().chain(&fails.access_fails).map(|range| range.base.0).min()
+    fails
+        .misses
+        .iter()
+        .chain(&fails.access_fails)
+        .map(|range| range.base.0)
+        .min()
 }
