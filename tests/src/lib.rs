@@ -1,3 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Test doubles and the guest test bed.
+
+pub mod driver;
+pub mod front_end;
