@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Test doubles, the guest test bed, the demo and the benchmarks: nothing a user needs at run time.
+//! Test doubles and the guest test bed.
 
-pub mod daemon;
 pub mod driver;
 pub mod front_end;
-pub mod guest;
-pub mod iotlb_disk;
-pub mod scene;
