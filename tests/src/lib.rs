@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Test doubles and the guest test bed.
+//! Test doubles, the guest test bed, the demo and the benchmarks: nothing a user needs at run time.
 
+pub mod daemon;
 pub mod driver;
 pub mod front_end;
+pub mod guest;
+pub mod iotlb_disk;
+pub mod scene;

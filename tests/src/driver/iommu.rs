@@ -71,21 +71,13 @@ pub const UNTOUCHED: u8 = 0xa5;
 impl Reply {
     /// The status byte, as it lies at the beginning of the last four bytes.
     pub fn status(&self) -> u8 {
-        let tail = self
-            .bytes
-            .len()
-            .checked_sub(size_of::<Tail>())
-            .expect("the reply has a tail");
+        let tail = self.bytes.len().checked_sub(size_of::<Tail>()).expect("the reply has a tail");
         self.bytes[tail]
     }
 
     /// The properties of a PROBE: everything before the tail.
     pub fn properties(&self) -> &[u8] {
-        let tail = self
-            .bytes
-            .len()
-            .checked_sub(size_of::<Tail>())
-            .expect("the reply has a tail");
+        let tail = self.bytes.len().checked_sub(size_of::<Tail>()).expect("the reply has a tail");
         &self.bytes[..tail]
     }
 }
@@ -100,12 +92,8 @@ impl IommuDriver {
         probe_size: u32,
         limit: Duration,
     ) -> IommuDriver {
-        let slots = (0..SLOTS_MAX.min(requests.size() / 2))
-            .map(|_| arena.take(2 * PART_MAX, 16))
-            .collect();
-        let event_buffers = (0..SLOTS_MAX.min(events.size()))
-            .map(|_| arena.take(EVENT_SIZE, 8))
-            .collect();
+        let slots = (0..SLOTS_MAX.min(requests.size() / 2)).map(|_| arena.take(2 * PART_MAX, 16)).collect();
+        let event_buffers = (0..SLOTS_MAX.min(events.size())).map(|_| arena.take(EVENT_SIZE, 8)).collect();
         IommuDriver {
             memory: requests.memory().clone(),
             requests,
@@ -192,11 +180,8 @@ impl IommuDriver {
     /// # Errors
     /// No reply.
     pub fn probe(&mut self, endpoint: EndpointId) -> Result<Reply, DriverError> {
-        let request = ReqProbe {
-            head: head(RequestType::PROBE),
-            endpoint: endpoint.0.into(),
-            reserved: [0; 64],
-        };
+        let request =
+            ReqProbe { head: head(RequestType::PROBE), endpoint: endpoint.0.into(), reserved: [0; 64] };
         self.request(request.as_bytes(), self.probe_size + size_of::<Tail>())
     }
 
@@ -205,9 +190,7 @@ impl IommuDriver {
     /// # Errors
     /// No reply.
     pub fn request(&mut self, readable: &[u8], reply_length: usize) -> Result<Reply, DriverError> {
-        let head = self
-            .submit(readable, reply_length)
-            .expect("there is room for one request");
+        let head = self.submit(readable, reply_length).expect("there is room for one request");
         self.requests.kick_if_wanted();
         let (answered, reply) = self.complete()?;
         assert_eq!(answered, head, "other requests are outstanding: use complete");
@@ -225,10 +208,8 @@ impl IommuDriver {
         let reply = slot + PART_MAX;
         self.memory.write(slot, readable);
         self.memory.write(reply, &vec![UNTOUCHED; reply_length]);
-        let parts = [
-            Buffer::readable(slot, readable.len() as u32),
-            Buffer::writable(reply, reply_length as u32),
-        ];
+        let parts =
+            [Buffer::readable(slot, readable.len() as u32), Buffer::writable(reply, reply_length as u32)];
         let parts: Vec<_> = parts.into_iter().filter(|part| part.length > 0).collect();
         let head = self.requests.add(&parts)?.into();
         self.slots.pop();
@@ -242,10 +223,7 @@ impl IommuDriver {
     /// No reply.
     pub fn complete(&mut self) -> Result<(u32, Reply), DriverError> {
         let used = self.requests.wait_used(self.limit).map_err(DriverError::Wait)?;
-        let pending = self
-            .pending
-            .remove(&used.head)
-            .ok_or(DriverError::UnknownChain(used))?;
+        let pending = self.pending.remove(&used.head).ok_or(DriverError::UnknownChain(used))?;
         self.slots.push(pending.slot);
         let reply = Reply {
             written: used.written,
@@ -276,10 +254,7 @@ impl IommuDriver {
     /// No event.
     pub fn wait_event(&mut self) -> Result<Event, DriverError> {
         let used = self.events.wait_used(self.limit).map_err(DriverError::Wait)?;
-        let buffer = self
-            .posted
-            .remove(&used.head)
-            .ok_or(DriverError::UnknownChain(used))?;
+        let buffer = self.posted.remove(&used.head).ok_or(DriverError::UnknownChain(used))?;
         self.event_buffers.push(buffer);
         let bytes = self.memory.read(buffer, EVENT_SIZE as usize);
         Ok(Event {
@@ -290,10 +265,8 @@ impl IommuDriver {
 
     /// Takes everything back and begins anew, as a driver does after it has reset the device.
     pub fn restart(&mut self) {
-        self.slots
-            .extend(self.pending.drain().map(|(_, pending)| pending.slot));
-        self.event_buffers
-            .extend(self.posted.drain().map(|(_, buffer)| buffer));
+        self.slots.extend(self.pending.drain().map(|(_, pending)| pending.slot));
+        self.event_buffers.extend(self.posted.drain().map(|(_, buffer)| buffer));
         self.requests.restart_at(0);
         self.events.restart_at(0);
     }
@@ -314,10 +287,7 @@ impl IommuDriver {
 }
 
 fn head(kind: RequestType) -> Head {
-    Head {
-        kind,
-        reserved: [0; 3],
-    }
+    Head { kind, reserved: [0; 3] }
 }
 
 const EVENT_SIZE: u64 = size_of::<Fault>() as u64;

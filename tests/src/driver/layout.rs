@@ -48,32 +48,19 @@ pub struct Descriptor {
 impl Buffer {
     /// A buffer that the device reads.
     pub fn readable(address: u64, length: u32) -> Buffer {
-        Buffer {
-            address,
-            length,
-            flags: 0,
-        }
+        Buffer { address, length, flags: 0 }
     }
 
     /// A buffer that the device writes.
     pub fn writable(address: u64, length: u32) -> Buffer {
-        Buffer {
-            address,
-            length,
-            flags: flags::WRITE,
-        }
+        Buffer { address, length, flags: flags::WRITE }
     }
 }
 
 impl Descriptor {
     /// The descriptor of these fields.
     pub fn new(address: u64, length: u32, flags: u16, next: u16) -> Descriptor {
-        Descriptor {
-            address: address.into(),
-            length: length.into(),
-            flags: flags.into(),
-            next: next.into(),
-        }
+        Descriptor { address: address.into(), length: length.into(), flags: flags.into(), next: next.into() }
     }
 }
 

@@ -28,11 +28,7 @@ impl GuestMemory {
         let mut ranges = Vec::new();
         for (start, length) in regions {
             let place = FileOffset::new(file.try_clone()?, offset);
-            ranges.push((
-                GuestAddress(*start),
-                usize::try_from(*length).expect("fits"),
-                Some(place),
-            ));
+            ranges.push((GuestAddress(*start), usize::try_from(*length).expect("fits"), Some(place)));
             offset += length;
         }
         let mmap = GuestMemoryMmap::from_ranges_with_files(ranges).map_err(io::Error::other)?;
@@ -46,41 +42,30 @@ impl GuestMemory {
 
     /// Writes `bytes` from `address` on.
     pub fn write(&self, address: u64, bytes: &[u8]) {
-        self.mmap
-            .write_slice(bytes, GuestAddress(address))
-            .expect("in guest memory");
+        self.mmap.write_slice(bytes, GuestAddress(address)).expect("in guest memory");
     }
 
     /// Reads `length` bytes from `address` on.
     pub fn read(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.mmap
-            .read_slice(&mut bytes, GuestAddress(address))
-            .expect("in guest memory");
+        self.mmap.read_slice(&mut bytes, GuestAddress(address)).expect("in guest memory");
         bytes
     }
 
     /// Writes two bytes at once, after everything that was written before.
     pub fn store_u16(&self, address: u64, value: u16) {
-        self.mmap
-            .store(value.to_le(), GuestAddress(address), Ordering::Release)
-            .expect("in guest memory");
+        self.mmap.store(value.to_le(), GuestAddress(address), Ordering::Release).expect("in guest memory");
     }
 
     /// Reads two bytes at once, before everything that is read after.
     pub fn load_u16(&self, address: u64) -> u16 {
-        let value: u16 = self
-            .mmap
-            .load(GuestAddress(address), Ordering::Acquire)
-            .expect("in guest memory");
+        let value: u16 = self.mmap.load(GuestAddress(address), Ordering::Acquire).expect("in guest memory");
         u16::from_le(value)
     }
 
     /// Where `address` lies in this process, which plays the VMM.
     pub fn vmm_address(&self, address: u64) -> u64 {
-        self.mmap
-            .get_host_address(GuestAddress(address))
-            .expect("in guest memory") as u64
+        self.mmap.get_host_address(GuestAddress(address)).expect("in guest memory") as u64
     }
 }
 
@@ -94,10 +79,7 @@ pub struct Arena {
 impl Arena {
     /// The `length` bytes from `start` on.
     pub fn new(start: u64, length: u64) -> Arena {
-        Arena {
-            next: start,
-            end: start + length,
-        }
+        Arena { next: start, end: start + length }
     }
 
     /// The GPA of `length` bytes that nobody else has, at a multiple of `alignment`.

@@ -79,10 +79,7 @@ impl SplitQueue {
         size: u16,
         event_idx: EventIdx,
     ) -> io::Result<SplitQueue> {
-        assert!(
-            size.is_power_of_two() && size >= 2,
-            "no size of a split virtqueue: {size}"
-        );
+        assert!(size.is_power_of_two() && size >= 2, "no size of a split virtqueue: {size}");
         let entries = u64::from(size);
         let rings = Rings {
             descriptors: arena.take(16 * entries, 16),
@@ -183,15 +180,10 @@ impl SplitQueue {
         let chain = self.take_free(1)?;
         let last = buffers.len() - 1;
         for (position, buffer) in buffers.iter().enumerate() {
-            let (next_flag, next) = if position < last {
-                (flags::NEXT, position + 1)
-            } else {
-                (0, 0)
-            };
+            let (next_flag, next) = if position < last { (flags::NEXT, position + 1) } else { (0, 0) };
             let next = u16::try_from(next).expect("at most 65535 buffers");
             let descriptor = Descriptor::new(buffer.address, buffer.length, buffer.flags | next_flag, next);
-            self.memory
-                .write(table + 16 * position as u64, descriptor.as_bytes());
+            self.memory.write(table + 16 * position as u64, descriptor.as_bytes());
         }
         let length = u32::try_from(16 * buffers.len()).expect("fits");
         self.write_descriptor(chain[0], Descriptor::new(table, length, flags::INDIRECT, 0));
@@ -201,10 +193,7 @@ impl SplitQueue {
     /// Overwrites the descriptor `index`, free or not.
     pub fn write_descriptor(&mut self, index: u16, descriptor: Descriptor) {
         assert!(index < self.size, "no descriptor {index}");
-        self.memory.write(
-            self.rings.descriptors + 16 * u64::from(index),
-            descriptor.as_bytes(),
-        );
+        self.memory.write(self.rings.descriptors + 16 * u64::from(index), descriptor.as_bytes());
     }
 
     /// Puts `head` into the available ring, whatever it is.
@@ -228,9 +217,7 @@ impl SplitQueue {
     /// Kicks the device, whether it wants it or not.
     pub fn kick(&mut self) {
         self.considered = self.next_avail;
-        self.kick
-            .write(1)
-            .expect("the counter of an eventfd does not overflow");
+        self.kick.write(1).expect("the counter of an eventfd does not overflow");
     }
 
     /// Kicks the device if it asked to be kicked for what was added since the last kick; says whether it did.
@@ -240,9 +227,7 @@ impl SplitQueue {
         let wanted = match self.event_idx {
             EventIdx::Off => self.memory.load_u16(self.rings.used) & flags::NO_NOTIFY == 0,
             EventIdx::On => {
-                let event = self
-                    .memory
-                    .load_u16(self.rings.used + 4 + 8 * u64::from(self.size));
+                let event = self.memory.load_u16(self.rings.used + 4 + 8 * u64::from(self.size));
                 passes(event, self.considered, self.next_avail)
             }
         };
@@ -260,13 +245,9 @@ impl SplitQueue {
         }
         let slot = u64::from(self.next_used % self.size);
         let entry = self.memory.read(self.rings.used + 4 + 8 * slot, 8);
-        let [head, written] = <[U32; 2]>::read_from_bytes(&entry)
-            .expect("eight bytes")
-            .map(U32::get);
+        let [head, written] = <[U32; 2]>::read_from_bytes(&entry).expect("eight bytes").map(U32::get);
         self.next_used = self.next_used.wrapping_add(1);
-        let chain = u16::try_from(head)
-            .ok()
-            .and_then(|head| self.chains.remove(&head));
+        let chain = u16::try_from(head).ok().and_then(|head| self.chains.remove(&head));
         self.free.extend(chain.unwrap_or_default().into_iter().rev());
         Some(Used { head, written })
     }
@@ -296,8 +277,7 @@ impl SplitQueue {
     /// Asks for a call at the next used chain; from then on, a look at the ring cannot miss one.
     fn want_call(&mut self) {
         if self.event_idx == EventIdx::On {
-            self.memory
-                .store_u16(self.rings.avail + 4 + 2 * u64::from(self.size), self.next_used);
+            self.memory.store_u16(self.rings.avail + 4 + 2 * u64::from(self.size), self.next_used);
         }
         fence(Ordering::SeqCst);
     }
@@ -307,9 +287,7 @@ impl SplitQueue {
         let left = deadline.saturating_duration_since(Instant::now());
         // Whole milliseconds, rounded up: a remainder would be waited for in a busy loop.
         let left = left + Duration::from_micros(999);
-        self.called
-            .wait_timeout(left)
-            .expect("the call eventfd can be waited for");
+        self.called.wait_timeout(left).expect("the call eventfd can be waited for");
         self.take_calls() > 0
     }
 

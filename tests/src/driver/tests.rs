@@ -68,13 +68,7 @@ impl Played {
         loop {
             self.queue.disable_notification(mmap).expect("rings in memory");
             while let Some(chain) = self.queue.iter(mmap).expect("a valid index").next() {
-                let (head, mut seen) = (
-                    chain.head_index(),
-                    Seen {
-                        readable: Vec::new(),
-                        writable: 0,
-                    },
-                );
+                let (head, mut seen) = (chain.head_index(), Seen { readable: Vec::new(), writable: 0 });
                 let mut place = None;
                 for descriptor in chain {
                     if descriptor.is_write_only() {
@@ -86,11 +80,8 @@ impl Played {
                     }
                 }
                 let bytes = answer(&seen);
-                mmap.write_slice(&bytes, place.unwrap_or(GuestAddress(0)))
-                    .expect("in memory");
-                self.queue
-                    .add_used(mmap, head, bytes.len() as u32)
-                    .expect("rings in memory");
+                mmap.write_slice(&bytes, place.unwrap_or(GuestAddress(0))).expect("in memory");
+                self.queue.add_used(mmap, head, bytes.len() as u32).expect("rings in memory");
                 all.push(seen);
             }
             if !self.queue.enable_notification(mmap).expect("rings in memory") {
@@ -112,12 +103,7 @@ impl Played {
             context.add(&self.kick, 0).expect("an eventfd");
             context.add(&stopped, 1).expect("an eventfd");
             let mut all = Vec::new();
-            while !context
-                .wait()
-                .expect("an epoll")
-                .iter_readable()
-                .any(|event| event.token() == 1)
-            {
+            while !context.wait().expect("an epoll").iter_readable().any(|event| event.token() == 1) {
                 self.kick.read().expect("it was kicked");
                 all.extend(self.serve(&answer));
             }
@@ -157,17 +143,9 @@ fn memory_regions_have_a_hole_and_share_one_file() {
     memory.write(0x1_0000_0000, b"high");
     assert_eq!(memory.read(0x1_0000_0000, 4), b"high");
     assert_eq!(memory.clone().read(0x1_0000_0000, 4), b"high");
-    let offsets = memory
-        .mmap()
-        .iter()
-        .map(|region| region.file_offset().expect("a file").start());
+    let offsets = memory.mmap().iter().map(|region| region.file_offset().expect("a file").start());
     assert_eq!(offsets.collect::<Vec<_>>(), [0, 0x20_0000]);
-    assert!(
-        memory
-            .mmap()
-            .write_slice(b"hole", GuestAddress(0x8000_0000))
-            .is_err()
-    );
+    assert!(memory.mmap().write_slice(b"hole", GuestAddress(0x8000_0000)).is_err());
 }
 
 #[test]
@@ -184,10 +162,7 @@ fn direct_and_indirect_chains_arrive_whole() {
         let indirect = queue.add_indirect(arena.take(48, 16), &buffers).expect("room");
         assert!(queue.kick_if_wanted());
         let seen = played.serve(|_| b"reply".to_vec());
-        let expected = || Seen {
-            readable: b"abef".to_vec(),
-            writable: 8,
-        };
+        let expected = || Seen { readable: b"abef".to_vec(), writable: 8 };
         assert_eq!(seen, [expected(), expected()]);
         for head in [direct, indirect] {
             let used = queue.wait_used(MINUTE).expect("used");
@@ -203,14 +178,10 @@ fn every_descriptor_can_be_lent_and_comes_back() {
     let (_, _, mut queue, mut played) = queue(8, EventIdx::Off);
     let buffer = Buffer::writable(0x1_0000_0000, 8);
     for _ in 0..3 {
-        let heads: Vec<u16> = (0..4)
-            .map(|_| queue.add(&[buffer, buffer]).expect("room"))
-            .collect();
+        let heads: Vec<u16> = (0..4).map(|_| queue.add(&[buffer, buffer]).expect("room")).collect();
         assert_eq!(queue.add(&[buffer]), None);
         assert_eq!(played.serve(|_| Vec::new()).len(), 4);
-        let used: Vec<u32> = std::iter::from_fn(|| queue.take_used())
-            .map(|used| used.head)
-            .collect();
+        let used: Vec<u32> = std::iter::from_fn(|| queue.take_used()).map(|used| used.head).collect();
         assert_eq!(used, heads.into_iter().map(u32::from).collect::<Vec<_>>());
     }
 }
@@ -223,10 +194,7 @@ fn indexes_wrap_around_with_and_without_event_indexes() {
         let running = Played::of(&queue, &memory, event_idx).run(|seen| seen.readable.clone());
         for round in 0..20u8 {
             memory.write(0x1_0000_0000, &[round]);
-            let buffers = [
-                Buffer::readable(0x1_0000_0000, 1),
-                Buffer::writable(0x1_0000_0100, 1),
-            ];
+            let buffers = [Buffer::readable(0x1_0000_0000, 1), Buffer::writable(0x1_0000_0100, 1)];
             let head = queue.add(&buffers).expect("room");
             queue.kick_if_wanted();
             let used = queue.wait_used(MINUTE).expect("used");
@@ -245,10 +213,7 @@ fn a_device_that_does_not_want_a_kick_gets_none() {
         let buffer = Buffer::writable(0x1_0000_0000, 8);
         queue.add(&[buffer]).expect("room");
         assert!(queue.kick_if_wanted());
-        played
-            .queue
-            .disable_notification(memory.mmap())
-            .expect("rings in memory");
+        played.queue.disable_notification(memory.mmap()).expect("rings in memory");
         queue.add(&[buffer]).expect("room");
         assert!(!queue.kick_if_wanted(), "{event_idx:?}");
         assert_eq!(queue.kick_fd().read().expect("kicked once"), 1);
@@ -264,10 +229,7 @@ fn a_silent_device_and_a_missing_call_are_told_apart() {
     let buffer = Buffer::writable(0x1_0000_0000, 8);
     let head = queue.add(&[buffer]).expect("room");
     assert_eq!(queue.wait_used(MOMENT), Err(WaitError::TimedOut));
-    played
-        .queue
-        .add_used(memory.mmap(), head, 0)
-        .expect("rings in memory");
+    played.queue.add_used(memory.mmap(), head, 0).expect("rings in memory");
     assert_eq!(queue.after_silence(), WaitError::NotCalled);
     assert_eq!(queue.after_silence(), WaitError::TimedOut);
 }
@@ -312,23 +274,13 @@ fn a_request_is_the_one_the_specification_lays_out_and_its_reply_comes_back() {
             driver.probe(endpoint),
         ];
         let replies = replies.map(|reply| reply.expect("a reply"));
-        let lengths = replies
-            .each_ref()
-            .map(|reply| (reply.status(), reply.written, reply.properties().len()));
-        assert_eq!(
-            lengths,
-            [(1, 4, 0), (2, 4, 0), (3, 4, 0), (4, 4, 0), (5, 516, 512)]
-        );
+        let lengths =
+            replies.each_ref().map(|reply| (reply.status(), reply.written, reply.properties().len()));
+        assert_eq!(lengths, [(1, 4, 0), (2, 4, 0), (3, 4, 0), (4, 4, 0), (5, 516, 512)]);
         let seen = running.stop();
-        assert_eq!(
-            seen.iter().map(|seen| seen.readable.len()).collect::<Vec<_>>(),
-            [20, 20, 36, 28, 72]
-        );
+        assert_eq!(seen.iter().map(|seen| seen.readable.len()).collect::<Vec<_>>(), [20, 20, 36, 28, 72]);
         let map = ReqMap::read_from_bytes(&seen[2].readable).expect("its size");
-        assert_eq!(
-            (map.domain.get(), map.virt_start.get(), map.virt_last.get()),
-            (7, 0x1000, 0x1fff)
-        );
+        assert_eq!((map.domain.get(), map.virt_start.get(), map.virt_last.get()), (7, 0x1000, 0x1fff));
         assert_eq!((map.phys_start.get(), map.flags.get()), (0x5000, MAP_F_READ));
     }
 }
@@ -340,16 +292,11 @@ fn requests_can_be_outstanding_together_and_untouched_bytes_show() {
     let events = SplitQueue::new(&memory, &mut arena, 2, EventIdx::Off).expect("a queue");
     let mut played = Played::of(&requests, &memory, EventIdx::Off);
     let mut driver = IommuDriver::new(&mut arena, requests, events, 0, MINUTE);
-    let heads: Vec<_> = (0..4)
-        .map(|byte| driver.submit(&[byte], 2).expect("room"))
-        .collect();
+    let heads: Vec<_> = (0..4).map(|byte| driver.submit(&[byte], 2).expect("room")).collect();
     assert_eq!(driver.submit(&[4], 2), None);
     played.serve(|seen| seen.readable.clone());
     for (byte, head) in heads.into_iter().enumerate() {
-        let expected = Reply {
-            written: 1,
-            bytes: vec![byte as u8, UNTOUCHED],
-        };
+        let expected = Reply { written: 1, bytes: vec![byte as u8, UNTOUCHED] };
         assert_eq!(driver.complete(), Ok((head, expected)));
     }
     assert!(driver.submit(&[4], 2).is_some());

@@ -46,11 +46,7 @@ struct Header {
 impl Message {
     /// A request of this version that asks for no acknowledgement.
     pub fn new(request: u32, body: impl Into<Vec<u8>>) -> Message {
-        Message {
-            request,
-            flags: VERSION,
-            body: body.into(),
-        }
+        Message { request, flags: VERSION, body: body.into() }
     }
 
     /// The message as it goes over the connection.
@@ -107,19 +103,12 @@ impl Connection {
         self.stream.set_write_timeout(Some(SEND_LIMIT))?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(
-            fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)),
-            "too many descriptors"
-        );
+        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)), "too many descriptors");
         let mut sent = 0;
         while sent < bytes.len() {
             // The descriptors go with the first byte, once.
-            sent += sendmsg(
-                &self.stream,
-                &[IoSlice::new(&bytes[sent..])],
-                &mut control,
-                SendFlags::NOSIGNAL,
-            )?;
+            sent +=
+                sendmsg(&self.stream, &[IoSlice::new(&bytes[sent..])], &mut control, SendFlags::NOSIGNAL)?;
             control.clear();
         }
         Ok(())
@@ -146,11 +135,7 @@ impl Connection {
         let header = Header::read_from_bytes(&header).expect("its size");
         let mut body = vec![0; usize::try_from(header.size.get()).expect("fits")];
         (&self.stream).read_exact(&mut body)?;
-        Ok(Message {
-            request: header.request.get(),
-            flags: header.flags.get(),
-            body,
-        })
+        Ok(Message { request: header.request.get(), flags: header.flags.get(), body })
     }
 
     /// Waits until the other side closes the connection; messages that it still sends are dropped.

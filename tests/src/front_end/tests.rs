@@ -86,17 +86,10 @@ impl VhostUserBackendMut for Played {
         rings: &[VringRwLock],
         _: usize,
     ) -> io::Result<()> {
-        let memory = self
-            .memory
-            .as_ref()
-            .expect("the memory table comes first")
-            .memory();
+        let memory = self.memory.as_ref().expect("the memory table comes first").memory();
         let ring = &rings[usize::from(device_event)];
         loop {
-            let next = ring
-                .get_mut()
-                .get_queue_mut()
-                .pop_descriptor_chain(memory.clone());
+            let next = ring.get_mut().get_queue_mut().pop_descriptor_chain(memory.clone());
             let Some(chain) = next else {
                 match ring.enable_notification().expect("rings in memory") {
                     true => continue,
@@ -105,9 +98,7 @@ impl VhostUserBackendMut for Played {
             };
             let head = chain.head_index();
             let reply = chain.writable().next().expect("a tail");
-            memory
-                .write_slice(&vec![0; reply.len() as usize], reply.addr())
-                .expect("in memory");
+            memory.write_slice(&vec![0; reply.len() as usize], reply.addr()).expect("in memory");
             ring.add_used(head, reply.len()).expect("rings in memory");
             ring.signal_used_queue().expect("an eventfd");
         }
@@ -119,11 +110,7 @@ impl VhostUserBackendMut for Played {
 fn played() -> (TempDir, FrontEnd, Arc<Mutex<Played>>, JoinHandle<()>) {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("played.sock");
-    let backend = Arc::new(Mutex::new(Played {
-        memory: None,
-        config: (0..40).collect(),
-        resets: 0,
-    }));
+    let backend = Arc::new(Mutex::new(Played { memory: None, config: (0..40).collect(), resets: 0 }));
     let (shared, path) = (backend.clone(), socket.clone());
     let serving = thread::spawn(move || {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
@@ -141,19 +128,10 @@ fn played() -> (TempDir, FrontEnd, Arc<Mutex<Played>>, JoinHandle<()>) {
 fn a_guest_is_served_through_the_connection_until_it_ends() {
     for features in [u64::MAX, !(1 << VIRTIO_RING_F_EVENT_IDX)] {
         let (_directory, mut front_end, backend, serving) = played();
-        front_end
-            .negotiate(Wanted {
-                features,
-                ..Wanted::default()
-            })
-            .expect("negotiated");
+        front_end.negotiate(Wanted { features, ..Wanted::default() }).expect("negotiated");
         let accepted_event_idx = front_end.features() & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         assert_eq!(accepted_event_idx, features == u64::MAX);
-        let event_idx = if accepted_event_idx {
-            EventIdx::On
-        } else {
-            EventIdx::Off
-        };
+        let event_idx = if accepted_event_idx { EventIdx::On } else { EventIdx::Off };
 
         let memory = GuestMemory::new(&[(0, 0x10_0000), (0x1_0000_0000, 0x10_0000)]).expect("memory");
         let mut arena = Arena::new(0x1_0000_0000, 0x10_0000);
@@ -180,15 +158,9 @@ fn a_guest_is_served_through_the_connection_until_it_ends() {
 fn configuration_space_is_read_and_written() {
     let (_directory, mut front_end, backend, serving) = played();
     front_end.negotiate(Wanted::default()).expect("negotiated");
-    assert!(
-        front_end
-            .protocol_features()
-            .contains(VhostUserProtocolFeatures::REPLY_ACK)
-    );
+    assert!(front_end.protocol_features().contains(VhostUserProtocolFeatures::REPLY_ACK));
     assert_eq!(front_end.read_config(4, 3).expect("three bytes"), [4, 5, 6]);
-    front_end
-        .write_config(BYPASS_OFFSET as u32, &[1])
-        .expect("written");
+    front_end.write_config(BYPASS_OFFSET as u32, &[1]).expect("written");
     let config = front_end.config().expect("forty bytes");
     assert_eq!((config.bypass, config.domain_start.get()), (1, 0x1b1a_1918));
     assert_eq!(backend.lock().expect("no panic").config[BYPASS_OFFSET], 1);
@@ -199,16 +171,10 @@ fn configuration_space_is_read_and_written() {
 #[test]
 fn a_feature_that_is_not_wanted_is_not_accepted() {
     let (_directory, mut front_end, _, serving) = played();
-    let wanted = Wanted {
-        features: 1 << VIRTIO_F_VERSION_1,
-        protocol: VhostUserProtocolFeatures::empty(),
-    };
+    let wanted = Wanted { features: 1 << VIRTIO_F_VERSION_1, protocol: VhostUserProtocolFeatures::empty() };
     front_end.negotiate(wanted).expect("negotiated");
     assert_eq!(front_end.features(), 1 << VIRTIO_F_VERSION_1 | 1 << 30);
-    assert!(
-        front_end.read_config(0, 1).is_err(),
-        "without CONFIG there is no configuration space"
-    );
+    assert!(front_end.read_config(0, 1).is_err(), "without CONFIG there is no configuration space");
     drop(front_end);
     serving.join().expect("the back-end saw the end");
 }
@@ -217,20 +183,10 @@ fn a_feature_that_is_not_wanted_is_not_accepted() {
 fn a_malformed_message_is_sent_as_it_is_and_the_end_of_the_connection_is_seen() {
     let (_directory, front_end, _, serving) = played();
     let connection = front_end.connection();
-    assert_eq!(
-        connection.wait_closed(MOMENT).expect_err("open").kind(),
-        io::ErrorKind::WouldBlock
-    );
-    let features = connection
-        .call(&Message::new(1, []), &[], MINUTE)
-        .expect("features");
-    assert_eq!(
-        (features.request, features.flags, features.body.len()),
-        (1, VERSION | REPLY, 8)
-    );
-    connection
-        .send(&Message::new(9999, [1, 2, 3]), &[])
-        .expect("sent");
+    assert_eq!(connection.wait_closed(MOMENT).expect_err("open").kind(), io::ErrorKind::WouldBlock);
+    let features = connection.call(&Message::new(1, []), &[], MINUTE).expect("features");
+    assert_eq!((features.request, features.flags, features.body.len()), (1, VERSION | REPLY, 8));
+    connection.send(&Message::new(9999, [1, 2, 3]), &[]).expect("sent");
     connection.wait_closed(MINUTE).expect("the back-end gave up");
     serving.join().expect("the back-end ended");
 }
@@ -240,17 +196,10 @@ fn messages_carry_as_many_descriptors_as_a_test_likes() {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let (ours, theirs) = (Connection::of(ours), Connection::of(theirs));
     let fd = theirs.stream().as_fd();
-    let message = Message {
-        request: 5,
-        flags: VERSION | NEED_REPLY,
-        body: vec![7; 300],
-    };
+    let message = Message { request: 5, flags: VERSION | NEED_REPLY, body: vec![7; 300] };
     ours.send(&message, &[fd; 33]).expect("sent");
     assert_eq!(theirs.receive(MINUTE).expect("received"), message);
     ours.send_bytes(&message.to_bytes()[..13], &[]).expect("sent");
     drop(ours);
-    assert_eq!(
-        theirs.receive(MINUTE).expect_err("cut short").kind(),
-        io::ErrorKind::UnexpectedEof
-    );
+    assert_eq!(theirs.receive(MINUTE).expect_err("cut short").kind(), io::ErrorKind::UnexpectedEof);
 }

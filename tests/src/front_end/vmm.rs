@@ -100,10 +100,7 @@ impl FrontEnd {
             let accepted = self.protocol_features;
             self.step(|vhost| vhost.set_protocol_features(accepted))?;
         }
-        if self
-            .protocol_features
-            .contains(VhostUserProtocolFeatures::REPLY_ACK)
-        {
+        if self.protocol_features.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             self.vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         self.step(|vhost| vhost.set_owner())?;
@@ -126,10 +123,7 @@ impl FrontEnd {
     /// # Errors
     /// As for every step.
     pub fn set_memory(&mut self, memory: &GuestMemory) -> Result<(), Error> {
-        let regions = memory
-            .mmap()
-            .iter()
-            .map(VhostUserMemoryRegionInfo::from_guest_region);
+        let regions = memory.mmap().iter().map(VhostUserMemoryRegionInfo::from_guest_region);
         let regions = regions.collect::<Result<Vec<_>, _>>()?;
         self.step(|vhost| vhost.set_mem_table(&regions)).map(drop)
     }
@@ -202,8 +196,7 @@ impl FrontEnd {
     pub fn read_config(&mut self, offset: u32, length: usize) -> Result<Vec<u8>, Error> {
         let flags = VhostUserConfigFlags::empty();
         let size = u32::try_from(length).expect("a configuration space is small");
-        self.step(|vhost| vhost.get_config(offset, size, flags, &vec![0; length]))
-            .map(|(_, bytes)| bytes)
+        self.step(|vhost| vhost.get_config(offset, size, flags, &vec![0; length])).map(|(_, bytes)| bytes)
     }
 
     /// Writes to the configuration space from `offset` on, as the guest does through the VMM.

@@ -42,11 +42,7 @@ pub(super) enum Answer {
 
 impl BackendChannel {
     pub(super) fn new(channel: Channel, replies: Replies) -> Self {
-        Self {
-            channel,
-            replies,
-            abandoned: 0,
-        }
+        Self { channel, replies, abandoned: 0 }
     }
 
     /// Sends a miss and waits for the reply where one is to be expected.
@@ -64,10 +60,7 @@ impl BackendChannel {
         self.abandoned += 1;
         loop {
             let reply = self.receive(cancel, deadline)?;
-            ensure!(
-                reply.flags.is_reply(),
-                "a request came on the connection for ours"
-            );
+            ensure!(reply.flags.is_reply(), "a request came on the connection for ours");
             ensure!(
                 reply.request == BackendRequest::IOTLB_MSG.0,
                 "reply to another request: {}",
@@ -75,11 +68,7 @@ impl BackendChannel {
             );
             self.abandoned -= 1;
             if self.abandoned == 0 {
-                return Ok(if reply.body::<u64>()? == 0 {
-                    Answer::Granted
-                } else {
-                    Answer::Refused
-                });
+                return Ok(if reply.body::<u64>()? == 0 { Answer::Granted } else { Answer::Refused });
             }
         }
     }
@@ -104,13 +93,8 @@ impl BackendChannel {
     }
 
     fn wait(&self, flags: PollFlags, cancel: &Stop, deadline: Instant) -> anyhow::Result<()> {
-        let left = deadline
-            .checked_duration_since(Instant::now())
-            .context("no answer in time")?;
-        let ready = wait(
-            &[(self.channel.as_fd(), flags), (cancel.as_fd(), PollFlags::IN)],
-            Some(left),
-        )?;
+        let left = deadline.checked_duration_since(Instant::now()).context("no answer in time")?;
+        let ready = wait(&[(self.channel.as_fd(), flags), (cancel.as_fd(), PollFlags::IN)], Some(left))?;
         ensure!(!ready[1], "cancelled");
         Ok(())
     }

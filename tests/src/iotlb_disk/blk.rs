@@ -78,10 +78,7 @@ pub(super) fn serve(image: &Image, memory: &DmaMemory, chain: DescriptorChain<&D
     let (writable, readable): (Vec<Descriptor>, Vec<Descriptor>) = chain.partition(Descriptor::is_write_only);
     let (mut readable, mut writable) = (Segments::of(&readable), Segments::of(&writable));
     let Some(status_address) = writable.take_last_byte() else {
-        return Served {
-            written: 0,
-            data_len: None,
-        };
+        return Served { written: 0, data_len: None };
     };
     let (status, written, data_len) = match serve_data(image, memory, &mut readable, &writable) {
         Ok(written) => (VIRTIO_BLK_S_OK, written, Some(readable.len() + writable.len())),
@@ -89,14 +86,8 @@ pub(super) fn serve(image: &Image, memory: &DmaMemory, chain: DescriptorChain<&D
         Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0, None),
     };
     match memory.write_slice(&[status as u8], status_address) {
-        Ok(()) => Served {
-            written: written.saturating_add(1),
-            data_len,
-        },
-        Err(_) => Served {
-            written: 0,
-            data_len: None,
-        },
+        Ok(()) => Served { written: written.saturating_add(1), data_len },
+        Err(_) => Served { written: 0, data_len: None },
     }
 }
 
@@ -110,9 +101,7 @@ fn serve_data(
     let header = readable.take_header(memory)?;
     match header.kind.get() {
         VIRTIO_BLK_T_IN => {
-            let mut offset = image
-                .offset(header.sector.get(), writable.len())
-                .ok_or(Failure::Io)?;
+            let mut offset = image.offset(header.sector.get(), writable.len()).ok_or(Failure::Io)?;
             for (address, len) in writable.pieces() {
                 let mut bytes = vec![0; len];
                 image.read(&mut bytes, offset).map_err(|_| Failure::Io)?;
@@ -122,9 +111,7 @@ fn serve_data(
             Ok(u32::try_from(writable.len()).unwrap_or(u32::MAX))
         }
         VIRTIO_BLK_T_OUT => {
-            let mut offset = image
-                .offset(header.sector.get(), readable.len())
-                .ok_or(Failure::Io)?;
+            let mut offset = image.offset(header.sector.get(), readable.len()).ok_or(Failure::Io)?;
             for (address, len) in readable.pieces() {
                 let mut bytes = vec![0; len];
                 memory.read_slice(&mut bytes, address).map_err(|_| Failure::Io)?;
@@ -158,9 +145,7 @@ struct Segments(VecDeque<(u64, u32)>);
 
 impl Segments {
     fn of(descriptors: &[Descriptor]) -> Self {
-        let segments = descriptors
-            .iter()
-            .map(|descriptor| (descriptor.addr().0, descriptor.len()));
+        let segments = descriptors.iter().map(|descriptor| (descriptor.addr().0, descriptor.len()));
         Self(segments.filter(|(_, len)| *len > 0).collect())
     }
 
@@ -183,9 +168,7 @@ impl Segments {
             let (address, len) = self.0.pop_front().ok_or(Failure::Io)?;
             let taken = (len as usize).min(left.len());
             let (now, later) = left.split_at_mut(taken);
-            memory
-                .read_slice(now, GuestAddress(address))
-                .map_err(|_| Failure::Io)?;
+            memory.read_slice(now, GuestAddress(address)).map_err(|_| Failure::Io)?;
             if taken < len as usize {
                 let rest = address.checked_add(taken as u64).ok_or(Failure::Io)?;
                 self.0.push_front((rest, len - taken as u32));

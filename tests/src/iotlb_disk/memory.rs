@@ -37,12 +37,7 @@ pub(super) struct MemoryTable {
 impl MemoryTable {
     /// The table that `SET_MEM_TABLE` describes.
     pub(super) fn new(regions: &[MemoryRegion], fds: Vec<OwnedFd>) -> anyhow::Result<Self> {
-        ensure!(
-            regions.len() == fds.len(),
-            "{} regions with {} files",
-            regions.len(),
-            fds.len()
-        );
+        ensure!(regions.len() == fds.len(), "{} regions with {} files", regions.len(), fds.len());
         let mut table = Self::default();
         for (region, fd) in regions.iter().zip(fds) {
             table.add(*region, fd)?;
@@ -54,10 +49,7 @@ impl MemoryTable {
     pub(super) fn add(&mut self, region: MemoryRegion, fd: OwnedFd) -> anyhow::Result<()> {
         ensure!(self.regions.len() < FDS_MAX, "more than {FDS_MAX} regions");
         for start in [region.guest_address, region.user_address] {
-            ensure!(
-                start.checked_add(region.size).is_some(),
-                "region wraps: {region:x?}"
-            );
+            ensure!(start.checked_add(region.size).is_some(), "region wraps: {region:x?}");
         }
         let file = FileOffset::new(File::from(fd), region.mmap_offset);
         let size = usize::try_from(region.size)?;
@@ -69,12 +61,8 @@ impl MemoryTable {
     /// Removes a region.
     pub(super) fn remove(&mut self, region: &MemoryRegion) -> anyhow::Result<()> {
         let key = |region: &MemoryRegion| (region.guest_address, region.user_address, region.size);
-        let index = self
-            .regions
-            .iter()
-            .position(|(known, _)| key(known) == key(region));
-        self.regions
-            .remove(index.with_context(|| format!("no such region: {region:x?}"))?);
+        let index = self.regions.iter().position(|(known, _)| key(known) == key(region));
+        self.regions.remove(index.with_context(|| format!("no such region: {region:x?}"))?);
         Ok(())
     }
 
@@ -113,19 +101,12 @@ impl MemoryTable {
         });
         let memory = GuestMemoryMmap::from_regions(regions.collect::<anyhow::Result<_>>()?)?;
         let translator = Translator::new(tlb.clone(), cancel.clone());
-        Ok(DmaMemory::new(
-            memory,
-            translator,
-            addressing == Addressing::Translated,
-            (),
-        ))
+        Ok(DmaMemory::new(memory, translator, addressing == Addressing::Translated, ()))
     }
 
     fn region_of(&self, user_address: u64) -> Option<&MemoryRegion> {
         let holds = |region: &&MemoryRegion| {
-            user_address
-                .checked_sub(region.user_address)
-                .is_some_and(|offset| offset < region.size)
+            user_address.checked_sub(region.user_address).is_some_and(|offset| offset < region.size)
         };
         self.regions.iter().map(|(region, _)| region).find(holds)
     }

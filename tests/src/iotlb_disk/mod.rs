@@ -108,12 +108,7 @@ impl IotlbDisk {
                 .name("iotlb-disk".into())
                 .spawn(move || serve(&listener, &shared, &stop))?
         };
-        Ok(Self {
-            path: path.to_path_buf(),
-            shared,
-            stop,
-            server: Some(server),
-        })
+        Ok(Self { path: path.to_path_buf(), shared, stop, server: Some(server) })
     }
 
     /// Where it listens.
@@ -156,13 +151,11 @@ impl IotlbDisk {
             StrayDma::Read(len) if len > STRAY_LEN_MAX => return Outcome::Refused("too long".into()),
             StrayDma::Read(len) => {
                 let mut bytes = vec![0; len];
-                memory
-                    .read_slice(&mut bytes, GuestAddress(address))
-                    .map(|()| Outcome::Read(bytes))
+                memory.read_slice(&mut bytes, GuestAddress(address)).map(|()| Outcome::Read(bytes))
             }
-            StrayDma::Write(bytes) => memory
-                .write_slice(&bytes, GuestAddress(address))
-                .map(|()| Outcome::Written),
+            StrayDma::Write(bytes) => {
+                memory.write_slice(&bytes, GuestAddress(address)).map(|()| Outcome::Written)
+            }
         };
         done.unwrap_or_else(|error| Outcome::Refused(error.to_string()))
     }
@@ -183,12 +176,7 @@ impl Drop for IotlbDisk {
 /// Accepts one connection after another and serves it to its end.
 fn serve(listener: &UnixListener, shared: &Arc<Shared>, stop: &Stop) {
     while !stop.is_signalled() {
-        if wait(
-            &[(listener.as_fd(), PollFlags::IN), (stop.as_fd(), PollFlags::IN)],
-            None,
-        )
-        .is_err()
-        {
+        if wait(&[(listener.as_fd(), PollFlags::IN), (stop.as_fd(), PollFlags::IN)], None).is_err() {
             return;
         }
         if let Ok((socket, _)) = listener.accept() {
@@ -204,9 +192,7 @@ fn serve_connection(socket: UnixStream, shared: &Arc<Shared>, stop: &Stop) {
         Err(error) => Err(error.into()),
     };
     *lock(&shared.memory) = None;
-    shared.record.add(Event::Disconnected {
-        reason: reason.err().map(|error| format!("{error:#}")),
-    });
+    shared.record.add(Event::Disconnected { reason: reason.err().map(|error| format!("{error:#}")) });
 }
 
 /// Takes a lock; a thread that panicked with it left nothing half done that matters here.

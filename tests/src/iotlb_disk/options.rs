@@ -76,26 +76,17 @@ impl Options {
 
     /// The same, without these feature bits.
     pub fn without_features(self, mask: u64) -> Self {
-        Self {
-            features: self.features & !mask,
-            ..self
-        }
+        Self { features: self.features & !mask, ..self }
     }
 
     /// The same, without these protocol features.
     pub fn without_protocol_features(self, mask: u64) -> Self {
-        Self {
-            protocol_features: self.protocol_features & !mask,
-            ..self
-        }
+        Self { protocol_features: self.protocol_features & !mask, ..self }
     }
 
     /// The same, answering invalidations this way.
     pub fn with_on_invalidate(self, on_invalidate: OnInvalidate) -> Self {
-        Self {
-            on_invalidate,
-            ..self
-        }
+        Self { on_invalidate, ..self }
     }
 
     /// The same, with this patience for the answer to a miss.

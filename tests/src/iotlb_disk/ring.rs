@@ -113,25 +113,15 @@ impl Worker {
         stop: Arc<Stop>,
     ) -> anyhow::Result<Self> {
         let server = RingServer {
-            queue: new_queue(
-                state,
-                addresses,
-                shared.record.negotiated().unwrap_or_default().features,
-            )?,
+            queue: new_queue(state, addresses, shared.record.negotiated().unwrap_or_default().features)?,
             shared,
             memory,
             kick: state.kick.clone().context("ring without a kick")?,
             notifiers: state.notifiers.clone(),
             stop: stop.clone(),
         };
-        let thread = thread::Builder::new()
-            .name("iotlb-disk-ring".into())
-            .spawn(move || server.run())?;
-        Ok(Self {
-            thread: Some(thread),
-            stop,
-            tlb,
-        })
+        let thread = thread::Builder::new().name("iotlb-disk-ring".into()).spawn(move || server.run())?;
+        Ok(Self { thread: Some(thread), stop, tlb })
     }
 
     /// Stops serving; the available index to go on from.
@@ -184,9 +174,7 @@ impl RingServer {
             }
             reached = served.is_ok();
             if let Err(error) = served {
-                self.shared.record.add(Event::RingFailed {
-                    reason: format!("{error:#}"),
-                });
+                self.shared.record.add(Event::RingFailed { reason: format!("{error:#}") });
                 notify(&self.notifiers.error);
             }
             if !self.wait_for_kick() {
@@ -207,9 +195,7 @@ impl RingServer {
                 .then(|| self.queue.used_idx(&self.memory, Ordering::Acquire));
             if let Some(Ok(used)) = used {
                 self.queue.set_next_used(used.0);
-                self.shared.record.add(Event::RingStarted {
-                    next_available: self.queue.next_avail(),
-                });
+                self.shared.record.add(Event::RingStarted { next_available: self.queue.next_avail() });
                 break;
             }
             ensure!(attempt < START_TRIES_MAX, "not reached in {attempt} tries");
@@ -255,13 +241,8 @@ impl RingServer {
     /// Waits for a kick; false when it is time to stop.
     fn wait_for_kick(&self) -> bool {
         loop {
-            let waited = wait(
-                &[
-                    (self.stop.as_fd(), PollFlags::IN),
-                    (self.kick.as_fd(), PollFlags::IN),
-                ],
-                None,
-            );
+            let waited =
+                wait(&[(self.stop.as_fd(), PollFlags::IN), (self.kick.as_fd(), PollFlags::IN)], None);
             match waited.as_deref() {
                 Ok([false, false]) => {}
                 // An eventfd that somebody else has drained is no kick, and one that is gone never will be.

@@ -79,18 +79,8 @@ impl Session {
     /// Serves messages until the front-end is gone, `stop` is signalled, or something is wrong with them.
     pub(super) fn run(&mut self, stop: &Stop) -> anyhow::Result<()> {
         while !stop.is_signalled() {
-            let writing = if self.channel.wants_write() {
-                PollFlags::OUT
-            } else {
-                PollFlags::empty()
-            };
-            wait(
-                &[
-                    (self.channel.as_fd(), PollFlags::IN | writing),
-                    (stop.as_fd(), PollFlags::IN),
-                ],
-                None,
-            )?;
+            let writing = if self.channel.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
+            wait(&[(self.channel.as_fd(), PollFlags::IN | writing), (stop.as_fd(), PollFlags::IN)], None)?;
             self.channel.flush()?;
             loop {
                 match self.channel.receive() {
@@ -189,10 +179,7 @@ impl Session {
     }
 
     fn set_features(&mut self, wanted: u64) -> anyhow::Result<()> {
-        ensure!(
-            wanted & !self.shared.options.features == 0,
-            "features {wanted:#x} were not all offered"
-        );
+        ensure!(wanted & !self.shared.options.features == 0, "features {wanted:#x} were not all offered");
         self.negotiated.features = wanted;
         self.shared.record.set_negotiated(self.negotiated);
         Ok(())
@@ -200,10 +187,7 @@ impl Session {
 
     fn set_protocol_features(&mut self, wanted: u64) -> anyhow::Result<Answer> {
         let offered = self.shared.options.protocol_features;
-        ensure!(
-            wanted & !offered == 0,
-            "protocol features {wanted:#x} were not all offered"
-        );
+        ensure!(wanted & !offered == 0, "protocol features {wanted:#x} were not all offered");
         self.negotiated.protocol_features = wanted;
         Ok(Answer::Done)
     }
@@ -211,11 +195,7 @@ impl Session {
     fn set_backend_channel(&mut self, message: &mut Message) -> anyhow::Result<Answer> {
         ensure!(self.has(protocol::BACKEND_REQ), "BACKEND_REQ was not negotiated");
         let socket = UnixStream::from(message.fds.pop().context("no file descriptor")?);
-        let replies = if self.has(protocol::REPLY_ACK) {
-            Replies::Expected
-        } else {
-            Replies::Never
-        };
+        let replies = if self.has(protocol::REPLY_ACK) { Replies::Expected } else { Replies::Never };
         self.tlb.set_backend_channel(Channel::new(socket), replies);
         Ok(Answer::Done)
     }
@@ -236,9 +216,7 @@ impl Session {
         let mut config = Config::parse(message)?;
         let space = blk::config(&self.shared.image);
         let start = config.header.offset as usize;
-        let piece = start
-            .checked_add(config.bytes.len())
-            .and_then(|end| space.get(start..end));
+        let piece = start.checked_add(config.bytes.len()).and_then(|end| space.get(start..end));
         match piece {
             Some(piece) => config.bytes.copy_from_slice(piece),
             // A reply without a payload says that there is no such piece.
@@ -252,22 +230,11 @@ impl Session {
         ensure!(index == 0, "ring {index} of 1");
         self.stop_ring()?;
         self.ring.kick = None;
-        Answer::reply(
-            message,
-            VringState {
-                index,
-                num: u32::from(self.ring.next_available),
-            },
-        )
+        Answer::reply(message, VringState { index, num: u32::from(self.ring.next_available) })
     }
 
     fn iotlb(&mut self, message: IotlbMessage, stop: &Stop) -> anyhow::Result<Answer> {
-        let IotlbMessage {
-            iova,
-            size,
-            user_address,
-            ..
-        } = message;
+        let IotlbMessage { iova, size, user_address, .. } = message;
         match message.kind {
             IotlbKind::UPDATE => {
                 if !self.memory.holds(user_address, size) || self.tlb.update(&message).is_err() {
@@ -301,12 +268,7 @@ impl Session {
 
     /// After the acknowledgement of an invalidation: asks again, if that is how this disk is to be.
     fn miss_afterwards(&mut self, request: FrontendRequest, message: &Message) {
-        let Ok(IotlbMessage {
-            iova,
-            kind: IotlbKind::INVALIDATE,
-            ..
-        }) = message.body()
-        else {
+        let Ok(IotlbMessage { iova, kind: IotlbKind::INVALIDATE, .. }) = message.body() else {
             return;
         };
         if request != FrontendRequest::IOTLB_MSG
@@ -339,13 +301,7 @@ impl Session {
             false => Some(self.memory.dma(addressing, &self.tlb, &self.ended)?),
         };
         *lock(&self.shared.memory) = memory;
-        let RingState {
-            addresses: Some(addresses),
-            kick: Some(_),
-            enabled: true,
-            ..
-        } = &self.ring
-        else {
+        let RingState { addresses: Some(addresses), kick: Some(_), enabled: true, .. } = &self.ring else {
             return Ok(());
         };
         if self.memory.is_empty() {
@@ -365,9 +321,7 @@ impl Session {
             return Ok(ring);
         }
         let guest = |user_address: u64| {
-            self.memory
-                .guest_address(user_address)
-                .with_context(|| format!("ring at {user_address:#x}"))
+            self.memory.guest_address(user_address).with_context(|| format!("ring at {user_address:#x}"))
         };
         Ok(VringAddress {
             descriptors: guest(ring.descriptors)?,

@@ -38,13 +38,7 @@ pub(super) struct Tlb {
 impl Tlb {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let entries = RwLock::new(Iotlb::new());
-        Self {
-            shared,
-            entries,
-            updates: Mutex::new(0),
-            updated: Condvar::new(),
-            backend: Mutex::new(None),
-        }
+        Self { shared, entries, updates: Mutex::new(0), updated: Condvar::new(), backend: Mutex::new(None) }
     }
 
     /// Sends our requests over this channel from now on.
@@ -54,19 +48,10 @@ impl Tlb {
 
     /// Takes an entry. Whether its target exists is for the caller to check.
     pub(super) fn update(&self, update: &IotlbMessage) -> anyhow::Result<()> {
-        let IotlbMessage {
-            iova,
-            size,
-            user_address,
-            access,
-            ..
-        } = *update;
+        let IotlbMessage { iova, size, user_address, access, .. } = *update;
         ensure!(size > 0, "empty update");
         // The vm-memory IOTLB has exclusive ends, and so no entry for the last byte of the address space.
-        ensure!(
-            iova.checked_add(size).is_some(),
-            "update at {iova:#x} reaches the end of the address space"
-        );
+        ensure!(iova.checked_add(size).is_some(), "update at {iova:#x} reaches the end of the address space");
         let permissions = match access {
             Access::READ => Permissions::Read,
             Access::WRITE => Permissions::Write,
@@ -81,12 +66,7 @@ impl Tlb {
             permissions,
         )?;
         drop(entries);
-        self.shared.record.add(Event::Update {
-            iova,
-            size,
-            user_address,
-            access,
-        });
+        self.shared.record.add(Event::Update { iova, size, user_address, access });
         *lock(&self.updates) += 1;
         self.updated.notify_all();
         Ok(())
@@ -104,10 +84,7 @@ impl Tlb {
 
     /// Forgets everything.
     pub(super) fn flush(&self) {
-        self.entries
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .invalidate_all();
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).invalidate_all();
     }
 
     /// Makes those who wait look whether they are cancelled.
@@ -137,9 +114,7 @@ impl Tlb {
     fn wait_for_update(&self, seen: u64, cancel: &Stop) -> bool {
         let waiting = |updates: &mut u64| *updates == seen && !cancel.is_signalled();
         let timeout = self.shared.options.miss_timeout;
-        let waited = self
-            .updated
-            .wait_timeout_while(lock(&self.updates), timeout, waiting);
+        let waited = self.updated.wait_timeout_while(lock(&self.updates), timeout, waiting);
         *waited.unwrap_or_else(PoisonError::into_inner).0 != seen
     }
 }
@@ -168,19 +143,12 @@ impl Iommu for Translator {
     ) -> Result<IotlbIterator<RwLockReadGuard<'_, Iotlb>>, Error> {
         let refused = |reason: &str| {
             let iova_range = IovaRange { base: iova, length };
-            Error::CannotResolve {
-                iova_range,
-                reason: reason.into(),
-            }
+            Error::CannotResolve { iova_range, reason: reason.into() }
         };
         if length == 0 || iova.0.checked_add(length as u64).is_none() {
             return Err(refused("empty, or at the end of the address space"));
         }
-        let wanted = if access == Permissions::Write {
-            Access::WRITE
-        } else {
-            Access::READ
-        };
+        let wanted = if access == Permissions::Write { Access::WRITE } else { Access::READ };
         let (mut last, mut repeated) = (None, 0);
         loop {
             let seen = *lock(&self.tlb.updates);
@@ -206,10 +174,5 @@ impl Iommu for Translator {
 
 /// The lowest address for which there is no entry, or none that allows the access.
 fn first_missing(fails: &IotlbFails) -> Option<u64> {
-    fails
-        .misses
-        .iter()
-        .chain(&fails.access_fails)
-        .map(|range| range.base.0)
-        .min()
+    fails.misses.iter().chain(&fails.access_fails).map(|range| range.base.0).min()
 }

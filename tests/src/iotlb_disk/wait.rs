@@ -20,10 +20,7 @@ pub(super) struct Stop {
 impl Stop {
     pub(super) fn new() -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self {
-            signalled: AtomicBool::new(false),
-            eventfd,
-        })
+        Ok(Self { signalled: AtomicBool::new(false), eventfd })
     }
 
     pub(super) fn signal(&self) {
@@ -45,10 +42,8 @@ impl AsFd for Stop {
 
 /// Waits until one of the file descriptors is ready, or the time is over: which of them are.
 pub(super) fn wait(fds: &[(BorrowedFd<'_>, PollFlags)], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
-    let mut polled: Vec<PollFd<'_>> = fds
-        .iter()
-        .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
-        .collect();
+    let mut polled: Vec<PollFd<'_>> =
+        fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match poll(&mut polled, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => Ok(polled.iter().map(|fd| !fd.revents().is_empty()).collect()),

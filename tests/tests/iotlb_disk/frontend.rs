@@ -110,16 +110,10 @@ impl Frontend {
             available: 0,
             unsent: Some(theirs),
         };
-        assert_eq!(
-            frontend.ask(FrontendRequest::GET_FEATURES, &()) & features,
-            features
-        );
+        assert_eq!(frontend.ask(FrontendRequest::GET_FEATURES, &()) & features, features);
         let offered = frontend.ask(FrontendRequest::GET_PROTOCOL_FEATURES, &());
         assert_eq!(offered & protocol_features, protocol_features);
-        frontend.send(Message::new(
-            FrontendRequest::SET_PROTOCOL_FEATURES,
-            &protocol_features,
-        ));
+        frontend.send(Message::new(FrontendRequest::SET_PROTOCOL_FEATURES, &protocol_features));
         frontend.send(Message::new(FrontendRequest::SET_OWNER, &()));
         if protocol_features & protocol::BACKEND_REQ != 0 {
             let fds = vec![frontend.unsent.take().unwrap().into()];
@@ -154,8 +148,7 @@ impl Frontend {
 
     /// Lets the device reach the page at `iova`, when it asks for it.
     pub fn map(&mut self, iova: u64, access: Access) {
-        self.mappings
-            .insert(iova & !(PAGE - 1), (USER + page_offset(iova), access));
+        self.mappings.insert(iova & !(PAGE - 1), (USER + page_offset(iova), access));
     }
 
     /// Takes a page away: first from those that are granted, then from the disk. The acknowledgement.
@@ -175,26 +168,12 @@ impl Frontend {
     pub fn start_ring(&mut self, base: u16) {
         // What the ring's addresses are depends on whether they are IOVAs.
         let at = |iova| {
-            if self.features & features::ACCESS_PLATFORM != 0 {
-                iova
-            } else {
-                USER + page_offset(iova)
-            }
+            if self.features & features::ACCESS_PLATFORM != 0 { iova } else { USER + page_offset(iova) }
         };
         let (descriptors, available, used) = (at(RING), at(AVAILABLE), at(USED));
-        let addresses = VringAddress {
-            index: 0,
-            flags: 0,
-            descriptors,
-            used,
-            available,
-            log: 0,
-        };
+        let addresses = VringAddress { index: 0, flags: 0, descriptors, used, available, log: 0 };
         let vring = |num: u32| VringState { index: 0, num };
-        self.send(Message::new(
-            FrontendRequest::SET_VRING_NUM,
-            &vring(RING_SIZE.into()),
-        ));
+        self.send(Message::new(FrontendRequest::SET_VRING_NUM, &vring(RING_SIZE.into())));
         self.send(Message::new(FrontendRequest::SET_VRING_BASE, &vring(base.into())));
         self.send(Message::new(FrontendRequest::SET_VRING_ADDR, &addresses));
         let (kick, call) = (self.kick.try_clone().unwrap(), self.call.try_clone().unwrap());
@@ -205,14 +184,8 @@ impl Frontend {
 
     /// Stops the ring: the available index it would go on from.
     pub fn stop_ring(&mut self) -> u16 {
-        self.send(Message::new(
-            FrontendRequest::GET_VRING_BASE,
-            &VringState { index: 0, num: 0 },
-        ));
-        self.reply(FrontendRequest::GET_VRING_BASE)
-            .body::<VringState>()
-            .unwrap()
-            .num as u16
+        self.send(Message::new(FrontendRequest::GET_VRING_BASE, &VringState { index: 0, num: 0 }));
+        self.reply(FrontendRequest::GET_VRING_BASE).body::<VringState>().unwrap().num as u16
     }
 
     /// Reads from the disk into these buffers, and waits until it is done: its status.
@@ -247,10 +220,7 @@ impl Frontend {
         if self.indirect {
             self.write_descriptor(RING, 0, INDIRECT, 16 * chain.len() as u32, INDIRECT_FLAG);
         }
-        self.write(
-            AVAILABLE + 4 + 2 * u64::from(self.available % RING_SIZE),
-            0u16.as_bytes(),
-        );
+        self.write(AVAILABLE + 4 + 2 * u64::from(self.available % RING_SIZE), 0u16.as_bytes());
         self.available = self.available.wrapping_add(1);
         self.write(AVAILABLE + 2, self.available.as_bytes());
         self.kick();
@@ -280,10 +250,7 @@ impl Frontend {
             assert!(Instant::now() < deadline, "in vain: misses {:x?}", self.misses);
             self.serve_misses();
             // Short, since a condition may be about something that makes no file descriptor ready.
-            readable(
-                &[self.backend.as_fd(), self.call.as_fd()],
-                Duration::from_millis(5),
-            );
+            readable(&[self.backend.as_fd(), self.call.as_fd()], Duration::from_millis(5));
             let _ = rustix::io::read(&self.call, &mut [0; 8]);
         }
     }
@@ -293,10 +260,7 @@ impl Frontend {
         while let Some(message) = self.backend.receive().unwrap() {
             let miss: IotlbMessage = message.body().unwrap();
             assert_eq!((message.request, miss.kind), (1, IotlbKind::MISS));
-            assert_eq!(
-                message.flags.needs_reply(),
-                self.protocol_features & protocol::REPLY_ACK != 0
-            );
+            assert_eq!(message.flags.needs_reply(), self.protocol_features & protocol::REPLY_ACK != 0);
             let page = miss.iova & !(PAGE - 1);
             let granted = match self.mappings.get(&page).copied() {
                 Some((user_address, access)) if access.allows(miss.access) => {
@@ -371,9 +335,7 @@ impl Frontend {
     /// Puts bytes where the device finds them at `iova`.
     pub fn write(&self, iova: u64, bytes: &[u8]) {
         for (index, byte_page) in bytes.chunks(PAGE as usize).enumerate() {
-            self.memory
-                .write_all_at(byte_page, page_offset(iova + index as u64 * PAGE))
-                .unwrap();
+            self.memory.write_all_at(byte_page, page_offset(iova + index as u64 * PAGE)).unwrap();
         }
     }
 
@@ -385,18 +347,9 @@ impl Frontend {
     }
 
     fn write_descriptor(&self, table: u64, index: usize, iova: u64, len: u32, flags: u16) {
-        let address = if self.features & features::ACCESS_PLATFORM != 0 {
-            iova
-        } else {
-            guest_address(iova)
-        };
+        let address = if self.features & features::ACCESS_PLATFORM != 0 { iova } else { guest_address(iova) };
         let next = index as u16 + 1;
-        let descriptor = [
-            address.as_bytes(),
-            len.as_bytes(),
-            flags.as_bytes(),
-            next.as_bytes(),
-        ];
+        let descriptor = [address.as_bytes(), len.as_bytes(), flags.as_bytes(), next.as_bytes()];
         self.write(table + 16 * index as u64, &descriptor.concat());
     }
 }
@@ -414,20 +367,14 @@ pub fn page_offset(iova: u64) -> u64 {
 /// The same place as the guest sees it.
 pub fn guest_address(iova: u64) -> u64 {
     let offset = page_offset(iova);
-    let region = if offset < MEMORY_LEN / 2 {
-        0
-    } else {
-        MEMORY_LEN / 2
-    };
+    let region = if offset < MEMORY_LEN / 2 { 0 } else { MEMORY_LEN / 2 };
     GUEST + 3 * region + (offset - region)
 }
 
 /// Waits until one of the file descriptors is readable; false if none is within `timeout`.
 fn readable(fds: &[std::os::fd::BorrowedFd<'_>], timeout: Duration) -> bool {
-    let mut fds: Vec<PollFd<'_>> = fds
-        .iter()
-        .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
-        .collect();
+    let mut fds: Vec<PollFd<'_>> =
+        fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     poll(&mut fds, Some(&Timespec::try_from(timeout).unwrap())).unwrap() > 0
 }
 
@@ -457,24 +404,12 @@ impl ExtraRegion {
 
     pub fn add(&self) -> Message {
         let fd = self.file.try_clone().unwrap().into();
-        Message::new(
-            FrontendRequest::ADD_MEM_REG,
-            &SingleRegion {
-                padding: 0,
-                region: self.region,
-            },
-        )
-        .with_fds(vec![fd])
+        Message::new(FrontendRequest::ADD_MEM_REG, &SingleRegion { padding: 0, region: self.region })
+            .with_fds(vec![fd])
     }
 
     pub fn remove(&self) -> Message {
-        Message::new(
-            FrontendRequest::REM_MEM_REG,
-            &SingleRegion {
-                padding: 0,
-                region: self.region,
-            },
-        )
+        Message::new(FrontendRequest::REM_MEM_REG, &SingleRegion { padding: 0, region: self.region })
     }
 
     /// Its first sector.

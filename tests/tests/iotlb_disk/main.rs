@@ -35,11 +35,7 @@ impl Bench {
         let path = directory.path().join("disk.sock");
         let content: Vec<u8> = (0..64u8).flat_map(|sector| [sector; SECTOR]).collect();
         let disk = IotlbDisk::serve(&path, Image::memory(&content).unwrap(), options).unwrap();
-        Self {
-            disk,
-            path,
-            _directory: directory,
-        }
+        Self { disk, path, _directory: directory }
     }
 
     /// A front-end with a running ring, and one page for data.
@@ -53,8 +49,7 @@ impl Bench {
 
     fn wait_for(&self, event: impl Fn(&Event) -> bool) {
         assert!(
-            self.disk
-                .wait_until(PATIENCE, |_, events| events.iter().any(&event)),
+            self.disk.wait_until(PATIENCE, |_, events| events.iter().any(&event)),
             "{:x?}",
             self.disk.events()
         );
@@ -83,25 +78,16 @@ fn data_is_read_and_written_through_translations_of_scattered_pages() {
     frontend.write(DATA, &[0xaa; SECTOR]);
     assert_eq!(frontend.write_disk(63, &[(DATA, 100), (DATA + 100, 412)]), OK);
     frontend.indirect = true;
-    assert_eq!(
-        frontend.read_disk(62, &[(DATA + PAGE, 512), (DATA + PAGE + 512, 512)]),
-        OK
-    );
+    assert_eq!(frontend.read_disk(62, &[(DATA + PAGE, 512), (DATA + PAGE + 512, 512)]), OK);
     assert_eq!(frontend.read::<[u8; SECTOR]>(DATA + PAGE), [62; SECTOR]);
     assert_eq!(frontend.read::<[u8; SECTOR]>(DATA + PAGE + 512), [0xaa; SECTOR]);
 
     let stats = bench.disk.stats();
-    assert_eq!(
-        (stats.requests, stats.failed_requests, stats.bytes),
-        (3, 0, 1024 + 512 + 1024)
-    );
+    assert_eq!((stats.requests, stats.failed_requests, stats.bytes), (3, 0, 1024 + 512 + 1024));
     assert_eq!(stats.refused_misses, 0);
     assert_eq!(stats.updates, stats.misses);
     let negotiated = bench.disk.negotiated().unwrap();
-    assert_eq!(
-        (negotiated.features, negotiated.protocol_features),
-        (FEATURES, PROTOCOL_FEATURES)
-    );
+    assert_eq!((negotiated.features, negotiated.protocol_features), (FEATURES, PROTOCOL_FEATURES));
 }
 
 #[test]
@@ -113,11 +99,7 @@ fn an_entry_is_asked_for_once_and_used_until_it_is_invalidated() {
     for sector in 2..40 {
         assert_eq!(frontend.read_disk(sector, &[(DATA, 512)]), OK);
     }
-    assert_eq!(
-        frontend.misses.len(),
-        asked,
-        "requests after the first ask for nothing"
-    );
+    assert_eq!(frontend.misses.len(), asked, "requests after the first ask for nothing");
 
     assert_eq!(frontend.unmap(DATA), 0);
     assert_eq!(frontend.read_disk(40, &[(DATA, 512)]), IOERR);
@@ -128,10 +110,7 @@ fn an_entry_is_asked_for_once_and_used_until_it_is_invalidated() {
     );
     frontend.map(DATA, Access::READ_WRITE);
     assert_eq!(frontend.read_disk(40, &[(DATA, 512)]), OK);
-    assert!(bench.disk.events().contains(&Event::Invalidate {
-        iova: DATA,
-        size: PAGE
-    }));
+    assert!(bench.disk.events().contains(&Event::Invalidate { iova: DATA, size: PAGE }));
 }
 
 #[test]
@@ -139,34 +118,15 @@ fn a_refused_buffer_fails_its_request_alone() {
     let bench = Bench::new(Options::default());
     let mut frontend = bench.start();
     frontend.map(DATA + PAGE, Access::READ);
-    assert_eq!(
-        frontend.read_disk(1, &[(DATA + 5 * PAGE, 512)]),
-        IOERR,
-        "unmapped"
-    );
-    assert_eq!(
-        frontend.read_disk(1, &[(DATA + PAGE, 512)]),
-        IOERR,
-        "mapped for reading alone"
-    );
-    assert_eq!(
-        frontend.read_disk(1, &[(DATA, 512), (DATA + PAGE, 512)]),
-        IOERR,
-        "one of two"
-    );
+    assert_eq!(frontend.read_disk(1, &[(DATA + 5 * PAGE, 512)]), IOERR, "unmapped");
+    assert_eq!(frontend.read_disk(1, &[(DATA + PAGE, 512)]), IOERR, "mapped for reading alone");
+    assert_eq!(frontend.read_disk(1, &[(DATA, 512), (DATA + PAGE, 512)]), IOERR, "one of two");
     assert_eq!(frontend.read_disk(1, &[(u64::MAX - 100, 512)]), IOERR, "wraps");
-    assert_eq!(
-        frontend.write_disk(1, &[(DATA + PAGE, 512)]),
-        OK,
-        "the device reads what it may read"
-    );
+    assert_eq!(frontend.write_disk(1, &[(DATA + PAGE, 512)]), OK, "the device reads what it may read");
     assert_eq!(frontend.read_disk(2, &[(DATA, 512)]), OK);
     let stats = bench.disk.stats();
     assert_eq!((stats.requests, stats.failed_requests), (6, 4));
-    assert!(bench.disk.events().contains(&Event::MissRefused {
-        iova: DATA + PAGE,
-        access: Access::WRITE
-    }));
+    assert!(bench.disk.events().contains(&Event::MissRefused { iova: DATA + PAGE, access: Access::WRITE }));
 }
 
 #[test]
@@ -175,26 +135,15 @@ fn requests_are_served_as_the_block_device_defines_them() {
     let mut frontend = bench.start();
     assert_eq!(frontend.request(4, 0, &[]), OK, "FLUSH");
     assert_eq!(frontend.request(8, 0, &[(DATA, 20)]), OK, "GET_ID");
-    assert_eq!(
-        &frontend.read::<[u8; 20]>(DATA),
-        b"iotlb-disk\0\0\0\0\0\0\0\0\0\0"
-    );
+    assert_eq!(&frontend.read::<[u8; 20]>(DATA), b"iotlb-disk\0\0\0\0\0\0\0\0\0\0");
     assert_eq!(frontend.request(77, 0, &[(DATA, 20)]), UNSUPPORTED);
     assert_eq!(frontend.read_disk(64, &[(DATA, 512)]), IOERR, "past the end");
     assert_eq!(frontend.read_disk(63, &[(DATA, 1024)]), IOERR, "over the end");
     assert_eq!(frontend.write_disk(u64::MAX, &[(DATA, 512)]), IOERR, "wraps");
 
     let read_config = |frontend: &mut Frontend, offset, size| {
-        let header = ConfigHeader {
-            offset,
-            size,
-            flags: 0,
-        };
-        let payload = Config {
-            header,
-            bytes: vec![0; size as usize],
-        }
-        .payload();
+        let header = ConfigHeader { offset, size, flags: 0 };
+        let payload = Config { header, bytes: vec![0; size as usize] }.payload();
         frontend.send(Message::new(FrontendRequest::GET_CONFIG, payload.as_slice()));
         frontend.reply(FrontendRequest::GET_CONFIG)
     };
@@ -228,10 +177,7 @@ fn a_stray_dma_is_refused_where_nothing_is_mapped_and_done_where_something_is() 
         (u64::MAX, StrayDma::Read(1)),
         (DATA, StrayDma::Read(usize::MAX)),
     ] {
-        assert!(
-            matches!(stray(address, dma.clone()), Outcome::Refused(_)),
-            "{address:#x} {dma:?}"
-        );
+        assert!(matches!(stray(address, dma.clone()), Outcome::Refused(_)), "{address:#x} {dma:?}");
     }
     assert_eq!(frontend.read::<[u8; 6]>(DATA), *b"xyzret");
 }
@@ -240,11 +186,8 @@ fn a_stray_dma_is_refused_where_nothing_is_mapped_and_done_where_something_is() 
 fn without_an_iommu_addresses_are_the_guests() {
     let bench = Bench::new(Options::without_iotlb());
     let offered = features::ACCESS_PLATFORM;
-    let mut frontend = Frontend::connect_with(
-        &bench.path,
-        FEATURES & !offered,
-        PROTOCOL_FEATURES & !protocol::BACKEND_REQ,
-    );
+    let mut frontend =
+        Frontend::connect_with(&bench.path, FEATURES & !offered, PROTOCOL_FEATURES & !protocol::BACKEND_REQ);
     assert_eq!(frontend.ask(FrontendRequest::GET_FEATURES, &()) & offered, 0);
     frontend.start_ring(0);
     assert_eq!(frontend.read_disk(9, &[(DATA, 512)]), OK);
@@ -259,12 +202,8 @@ fn a_ring_that_is_refused_is_tried_a_bounded_number_of_times_and_again_after_a_k
     let bench = Bench::new(Options::default());
     let mut frontend = Frontend::connect(&bench.path);
     frontend.start_ring(0);
-    let failed = |events: &[Event]| {
-        events
-            .iter()
-            .filter(|event| matches!(event, Event::RingFailed { .. }))
-            .count()
-    };
+    let failed =
+        |events: &[Event]| events.iter().filter(|event| matches!(event, Event::RingFailed { .. })).count();
     frontend.serve_until(|_| failed(&bench.disk.events()) == 1);
     let asked = frontend.misses.len();
     assert!((1..=20).contains(&asked), "{asked} misses");
@@ -335,12 +274,7 @@ fn updates_that_make_no_sense_are_refused() {
         );
         assert!(bench.disk.events().contains(&Event::UpdateRefused { iova, size }));
     }
-    for (iova, size) in [
-        (0, 0),
-        (0, u64::MAX),
-        (u64::MAX, u64::MAX),
-        (u64::MAX - 4095, 4096),
-    ] {
+    for (iova, size) in [(0, 0), (0, u64::MAX), (u64::MAX, u64::MAX), (u64::MAX - 4095, 4096)] {
         let invalidate = IotlbMessage::invalidate(iova, size);
         frontend.send(Message::from(&invalidate).with_need_reply());
         assert_eq!(frontend.acknowledgement(FrontendRequest::IOTLB_MSG), 0);
@@ -388,13 +322,7 @@ fn a_disk_that_misses_first_acknowledges_only_after_its_miss_is_answered() {
     assert_eq!(frontend.acknowledgement(FrontendRequest::IOTLB_MSG), 0);
     let (miss, granted) = frontend.misses[asked];
     assert_eq!((miss.iova, granted), (DATA, false));
-    bench.wait_for(|event| {
-        *event
-            == Event::MissRefused {
-                iova: DATA,
-                access: Access::READ,
-            }
-    });
+    bench.wait_for(|event| *event == Event::MissRefused { iova: DATA, access: Access::READ });
 }
 
 #[test]
@@ -405,26 +333,14 @@ fn a_disk_that_misses_afterwards_takes_the_entry_back_if_it_is_granted() {
     assert_eq!(frontend.unmap(DATA), 0);
     let asked = frontend.misses.len();
     frontend.serve_until(|frontend| frontend.misses.len() > asked);
-    bench.wait_for(|event| {
-        *event
-            == Event::MissRefused {
-                iova: DATA,
-                access: Access::READ,
-            }
-    });
+    bench.wait_for(|event| *event == Event::MissRefused { iova: DATA, access: Access::READ });
 
     frontend.map(DATA, Access::READ_WRITE);
     frontend.send(Message::from(&IotlbMessage::invalidate(DATA, PAGE)).with_need_reply());
     assert_eq!(frontend.acknowledgement(FrontendRequest::IOTLB_MSG), 0);
     let asked = frontend.misses.len();
     frontend.serve_until(|frontend| frontend.misses.len() > asked);
-    bench.wait_for(|event| {
-        *event
-            == Event::MissAnswered {
-                iova: DATA,
-                access: Access::READ,
-            }
-    });
+    bench.wait_for(|event| *event == Event::MissAnswered { iova: DATA, access: Access::READ });
     let asked = frontend.misses.len();
     assert_eq!(frontend.read_disk(1, &[(DATA, 512)]), OK);
     assert_eq!(frontend.misses.len(), asked);
@@ -441,9 +357,7 @@ fn memory_regions_come_and_go_one_by_one() {
     assert_eq!(frontend.read_disk(1, &[(DATA, 512)]), OK);
     let extra = frontend::ExtraRegion::new(MEMORY_LEN);
     frontend.send_and_check(extra.add());
-    frontend
-        .mappings
-        .insert(DATA + PAGE, (extra.user_address(), Access::READ_WRITE));
+    frontend.mappings.insert(DATA + PAGE, (extra.user_address(), Access::READ_WRITE));
     assert_eq!(frontend.read_disk(8, &[(DATA + PAGE, 512)]), OK);
     assert_eq!(extra.start(), [8; SECTOR]);
 
@@ -463,9 +377,7 @@ fn nothing_is_written_through_an_entry_after_its_invalidation_is_acknowledged() 
         let stopped_at_last = SetOnDrop(&stop);
         scope.spawn(|| {
             for number in (0..=u8::MAX).cycle() {
-                bench
-                    .disk
-                    .stray_dma(DATA, StrayDma::Write(vec![number; PAGE as usize]));
+                bench.disk.stray_dma(DATA, StrayDma::Write(vec![number; PAGE as usize]));
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
@@ -477,10 +389,7 @@ fn nothing_is_written_through_an_entry_after_its_invalidation_is_acknowledged() 
             frontend.serve_until(|frontend| frontend.read::<[u8; PAGE as usize]>(DATA) != before);
             assert_eq!(frontend.unmap(DATA), 0);
             let after: [u8; PAGE as usize] = frontend.read(DATA);
-            assert!(
-                after.iter().all(|&byte| byte == after[0]),
-                "acknowledged in the middle of a write"
-            );
+            assert!(after.iter().all(|&byte| byte == after[0]), "acknowledged in the middle of a write");
             let asked = frontend.misses.len();
             frontend.serve_until(|frontend| frontend.misses.len() >= asked + 2);
             assert_eq!(frontend.read::<[u8; PAGE as usize]>(DATA), after);
@@ -542,11 +451,7 @@ fn a_dropped_disk_ends_its_connection_its_threads_and_its_socket() {
     assert_eq!(frontend.read_disk(1, &[(DATA, 512)]), OK);
     frontend.submit(0, 2, &[(DATA + PAGE, 512)]);
     bench.wait_for(|event| matches!(event, Event::Miss { iova, .. } if *iova == DATA + PAGE));
-    let Bench {
-        disk,
-        path,
-        _directory,
-    } = bench;
+    let Bench { disk, path, _directory } = bench;
     drop(disk);
     assert!(!path.exists());
     assert!(frontend.main.receive().is_err());
