@@ -21,7 +21,7 @@ use std::time::Duration;
 use log::{Level, info, warn};
 use viommu_core::{
     Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EVENT_SIZE, EndpointId, Extent, Fault, Iova,
-    IovaRange, Reply, Step,
+    IovaRange, Reject, Reply, Step,
 };
 
 use crate::Config;
@@ -90,7 +90,7 @@ impl Iommu {
         let reply = self.change(|state| state.begin(|device| device.begin(readable, writable)));
         self.account.count(&reply);
         if let (Some(row), Some(reject)) = (reply.row, &reply.rejected) {
-            self.refusals.log(|| format!("{} refused: {reject}", row.name));
+            self.refusals.log(|| format!("{} refused: {reject}{}", row.name, mend(reject)));
         }
         reply
     }
@@ -118,7 +118,7 @@ impl Iommu {
     pub fn reset(&self) {
         let _turn = lock(&self.turn);
         self.state().reset();
-        info!("device reset; {}", self.account);
+        self.tell_reset();
     }
 
     /// A VMM has connected: this is the power-on of its machine.
@@ -137,10 +137,23 @@ impl Iommu {
         info!("VMM disconnected, endpoints are blocked; {}", self.account);
     }
 
-    /// The endpoint has been stopped, reset or newly connected: what it was attached to before a reset of the
-    /// device is of no meaning to it any more.
+    /// The endpoint comes to life: what it was attached to before a reset of the device is of no meaning to it any
+    /// more. Never waits for the turn, which may be somebody's who waits for the endpoint.
     pub fn restarted(&self, endpoint: EndpointId) {
-        self.state().restarted(endpoint);
+        let tells_reset = self.state().restarted(endpoint);
+        if tells_reset {
+            self.tell_reset();
+        }
+    }
+
+    /// The VMM has stopped the rings.
+    pub fn stop(&self) {
+        self.state().stop();
+    }
+
+    /// The rings go on where they were stopped.
+    pub fn resume(&self) {
+        self.state().resume();
     }
 
     /// Takes the guest's memory, as ranges of GPAs in ascending order. What it leaves out of the aperture is
@@ -216,11 +229,25 @@ impl Iommu {
         }
     }
 
+    fn tell_reset(&self) {
+        info!("device reset; {}", self.account);
+    }
+
     fn label(&self, endpoint: EndpointId) -> &str {
         self.labels.get(&endpoint).map_or("?", String::as_str)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+/// What the user can do about a refusal, where it is not the guest's own matter.
+fn mend(reject: &Reject) -> &'static str {
+    match reject {
+        Reject::NoEndpoint(_) => "; the guest's VIOT names it, so name it as --endpoint too, or in neither",
+        Reject::DomainLimit(_) => "; see --max-domains",
+        Reject::MappingLimit(_) => "; see --max-mappings",
+        _ => "",
     }
 }

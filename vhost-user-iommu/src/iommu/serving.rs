@@ -7,6 +7,9 @@
 //! restarts; until then its IOVAs are never taken for GPAs. And without a VMM nothing is reached at all: an
 //! endpoint that was running then stays blocked until it restarts, since nobody knows what its addresses mean.
 //!
+//! A VMM that stops the device's rings does not say whether the device is reset or the guest is paused. The device
+//! stays as it is, until the rings start anew or an endpoint comes to life, which tell a reset.
+//!
 //! | event                         | Live             | Lingering | Blocked |
 //! |-------------------------------|------------------|-----------|---------|
 //! | device reset, was attached    | Lingering        | -         | -       |
@@ -40,6 +43,7 @@ enum Serving {
 pub struct State {
     device: Device,
     is_connected: bool,
+    is_stopped: bool,
     serving: BTreeMap<EndpointId, Serving>,
 }
 
@@ -52,6 +56,7 @@ impl State {
         Ok(State {
             device: Device::new(config)?,
             is_connected: false,
+            is_stopped: false,
             serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
         })
     }
@@ -85,7 +90,18 @@ impl State {
         self.device.finish(applied)
     }
 
+    /// The rings have been stopped, for whatever reason.
+    pub fn stop(&mut self) {
+        self.is_stopped = true;
+    }
+
+    /// The rings go on where they were stopped.
+    pub fn resume(&mut self) {
+        self.is_stopped = false;
+    }
+
     pub fn reset(&mut self) {
+        self.is_stopped = false;
         for lingering in self.device.reset() {
             self.move_endpoint(lingering.endpoint, |_| Serving::Lingering(lingering.domain));
         }
@@ -95,6 +111,7 @@ impl State {
         self.device.reset();
         self.device.restore_boot_bypass();
         self.is_connected = true;
+        self.is_stopped = false;
     }
 
     pub fn disconnected(&mut self) {
@@ -103,8 +120,14 @@ impl State {
         self.serving.values_mut().for_each(|serving| *serving = Serving::Blocked);
     }
 
-    pub fn restarted(&mut self, endpoint: EndpointId) {
+    /// The endpoint comes to life. Says whether that tells of a reset of the device.
+    pub fn restarted(&mut self, endpoint: EndpointId) -> bool {
+        let tells_reset = self.is_stopped;
+        if tells_reset {
+            self.reset();
+        }
         self.move_endpoint(endpoint, |_| Serving::Live);
+        tells_reset
     }
 
     pub fn lookup(&self, endpoint: EndpointId, iova: Iova, access: Access) -> Result<Extent, Fault> {

@@ -7,7 +7,7 @@
 //! served all the same. Replies keep their order: the back-end owes them one by one, and those that the relay gives
 //! itself queue up with them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -28,6 +28,7 @@ use super::iotlb::Owed;
 use super::memory_table::{BadRegion, MemoryTable};
 use super::messages::{self, Answered, Treatment};
 use super::orders::Orders;
+use super::rings::{Rings, Start};
 
 /// Who left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,9 @@ pub enum Failure {
     /// A ring outside of the memory that the VMM gave.
     #[error("the VMM sets the address of ring {0} before the memory that it lies in")]
     RingOutside(u32),
+    /// A ring that cannot be.
+    #[error("the VMM sets up ring {0}, and no device has so many")]
+    NoRing(u32),
     /// A back-end without an IOTLB.
     #[error(
         "the back-end does not offer {0}: it cannot work behind an IOMMU; use one that supports IOTLB messages"
@@ -103,9 +107,7 @@ pub struct Conversation<'a> {
     pub(super) memory: MemoryTable,
     /// Whether the back-end has been told that its addresses are IOVAs.
     pub(super) is_translating: bool,
-    rings_set_up: BTreeSet<u32>,
-    /// Whether the VMM starts the rings where they once were stopped, rather than anew.
-    is_resuming: bool,
+    rings: Rings,
 }
 
 /// Answers that a back-end may owe at once.
@@ -128,8 +130,7 @@ impl<'a> Conversation<'a> {
             owed: VecDeque::new(),
             memory: MemoryTable::default(),
             is_translating: false,
-            rings_set_up: BTreeSet::new(),
-            is_resuming: false,
+            rings: Rings::default(),
         })
     }
 
@@ -220,17 +221,19 @@ impl<'a> Conversation<'a> {
                 self.carry_memory(message)
             }
             Treatment::RingBase => {
-                self.is_resuming |= message.body::<VringState>()?.num != 0;
+                let VringState { index, num } = message.body()?;
+                self.rings.set_base(index, num).map_err(|_| Failure::NoRing(index))?;
                 self.carry(message, row.answered)
             }
             Treatment::RingAddress => self.set_ring_address(message),
             Treatment::RingStart => {
-                self.ring_is_set_up(message.body::<VringFd>()?.index())?;
+                let index = message.body::<VringFd>()?.index();
+                let start = self.rings.set_up(index).map_err(|_| Failure::NoRing(index))?;
+                self.note(start)?;
                 self.carry(message, row.answered)
             }
             Treatment::Reset => {
-                self.rings_set_up.clear();
-                self.is_resuming = false;
+                self.rings.reset();
                 self.carry(message, row.answered)
             }
         }
@@ -276,27 +279,21 @@ impl<'a> Conversation<'a> {
     fn set_ring_address(&mut self, message: Message) -> Result<(), Failure> {
         const LOG: u32 = 1;
         let ring: VringAddress = message.body()?;
-        self.ring_is_set_up(ring.index)?;
         let iova = |user| self.memory.gpa_of(user).map(|gpa| gpa.0).ok_or(Failure::RingOutside(ring.index));
-        let ring = VringAddress {
-            flags: ring.flags & !LOG,
-            descriptors: iova(ring.descriptors)?,
-            used: iova(ring.used)?,
-            available: iova(ring.available)?,
-            log: 0,
-            ..ring
-        };
+        let [descriptors, available, used] =
+            [iova(ring.descriptors)?, iova(ring.available)?, iova(ring.used)?];
+        let start = self.rings.set_place(ring.index, [descriptors, available, used]);
+        self.note(start.map_err(|_| Failure::NoRing(ring.index))?)?;
+        let ring = VringAddress { flags: ring.flags & !LOG, descriptors, used, available, log: 0, ..ring };
         self.carry(with_payload(message, ring), Answered::OnDemand)
     }
 
-    /// The first ring of a device that comes to life: whatever its addresses meant before a reset of the IOMMU,
-    /// they now mean what the IOMMU says.
-    fn ring_is_set_up(&mut self, index: u32) -> Result<(), Failure> {
-        if self.rings_set_up.is_empty() && !self.is_resuming {
+    /// For a device that comes to life: whatever its addresses meant before, they now mean what the IOMMU says.
+    fn note(&mut self, start: Start) -> Result<(), Failure> {
+        if start == Start::Fresh {
             self.forget_all()?;
             self.relay.iommu.restarted(self.relay.endpoint);
         }
-        self.rings_set_up.insert(index);
         Ok(())
     }
 
@@ -330,8 +327,8 @@ impl<'a> Conversation<'a> {
                 with_payload(message, features & messages::PROTOCOL_FEATURES)
             }
             FrontendRequest::GET_VRING_BASE => {
-                self.rings_set_up.remove(&message.body::<VringState>()?.index);
-                self.is_resuming = false;
+                let VringState { index, num } = message.body()?;
+                self.rings.stop(index, num);
                 message
             }
             _ => message,

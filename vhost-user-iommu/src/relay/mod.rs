@@ -13,6 +13,7 @@ mod iotlb;
 mod memory_table;
 mod messages;
 mod orders;
+mod rings;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};

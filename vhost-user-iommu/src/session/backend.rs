@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, Once};
 
 use log::debug;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{VhostUserBackend, VringT};
+use vhost_user_backend::VhostUserBackend;
 use viommu_core::{Features, IovaRange};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -27,7 +27,7 @@ use crate::sync::{Wake, lock};
 
 use super::event_queue::EventQueue;
 use super::request_queue::RequestQueue;
-use super::ring::Ring;
+use super::ring::{Position, Ring};
 
 const REQUEST_QUEUE: u16 = 0;
 const EVENT_QUEUE: u16 = 1;
@@ -46,7 +46,9 @@ pub struct Backend {
     events: EventQueue,
     /// Held by the worker while it is at a ring.
     at_work: Mutex<()>,
-    /// Whether the request ring has been stopped since it was last served.
+    /// Where the request ring was when it was last served.
+    position: Mutex<Option<Position>>,
+    /// Whether it has been stopped since.
     was_stopped: AtomicBool,
     event_waits: Arc<Wake>,
     /// Done by the VMM's first message, which comes before any ring can work.
@@ -70,6 +72,7 @@ impl Backend {
             requests: RequestQueue::default(),
             events: EventQueue::default(),
             at_work: Mutex::default(),
+            position: Mutex::default(),
             was_stopped: AtomicBool::default(),
             event_waits,
             power_on: Once::new(),
@@ -83,12 +86,16 @@ impl Backend {
     }
 
     fn serve_requests(&self, ring: &Ring) {
-        // A front-end that cannot say that the device is reset starts the ring over instead; one that merely
-        // paused the guest goes on where the ring was stopped.
-        if self.was_stopped.swap(false, Ordering::Relaxed) && ring.queue_next_avail() == 0 {
-            self.iommu.reset();
+        let mut position = lock(&self.position);
+        if self.was_stopped.swap(false, Ordering::Relaxed) {
+            // A driver that resets the device starts the ring anew; a guest that was merely paused goes on.
+            match *position == Some(ring.position()) {
+                true => self.iommu.resume(),
+                false => self.iommu.reset(),
+            }
         }
         self.requests.serve(ring, &self.memory, &self.iommu);
+        *position = Some(ring.position());
     }
 }
 
@@ -167,6 +174,7 @@ impl VhostUserBackend for Backend {
         let _at_work = lock(&self.at_work);
         if queue == u32::from(REQUEST_QUEUE) {
             self.was_stopped.store(true, Ordering::Relaxed);
+            self.iommu.stop();
         }
         Ok(())
     }

@@ -21,6 +21,13 @@ type Inner = VringRwLock<Memory>;
 #[derive(Clone)]
 pub struct Ring(Inner);
 
+/// Where a ring lies and how far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    addresses: [u64; 3],
+    next_available: u16,
+}
+
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt; of meaning only without EVENT_IDX.
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 
@@ -29,6 +36,14 @@ impl Ring {
     pub fn is_running(&self) -> bool {
         let state = self.get_ref();
         state.is_enabled() && state.get_queue().ready()
+    }
+
+    /// Where it lies and how far it has come.
+    pub fn position(&self) -> Position {
+        let state = self.get_ref();
+        let queue = state.get_queue();
+        let addresses = [queue.desc_table(), queue.avail_ring(), queue.used_ring()];
+        Position { addresses, next_available: queue.next_avail() }
     }
 
     /// The next chain that the driver has made available, if the ring runs.

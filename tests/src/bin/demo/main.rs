@@ -29,6 +29,7 @@ const STEP: Duration = Duration::from_secs(60);
 /// What the guest does: say what is behind the IOMMU, read the disk, wait for the kernel to report the stray DMA.
 const JOB: &str = "
 uname -r | sed 's/^/kernel /'
+wait_for /dev/vda
 iommu_groups
 checksum /dev/vda 16
 echo 'ready for a stray DMA'
