@@ -54,7 +54,7 @@ impl Console {
         let child = child
             .recv()
             .context("the console's thread ended")?
-            .context("starting QEMU")?;
+            .context("starting QEMU through setpriv")?;
         Ok((console, child, reader))
     }
 

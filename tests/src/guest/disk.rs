@@ -148,7 +148,11 @@ fn grub_image(testbed: &Testbed, config: &str) -> Result<Vec<u8>> {
         .args(["biosdisk", "linux", "serial", "terminal", "echo", "boot"])
         .output()
         .context("starting grub-mkimage")?;
-    ensure!(output.status.success(), "grub-mkimage failed: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "grub-mkimage failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(fs::read(&image)?)
 }
 
