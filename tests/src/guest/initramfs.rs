@@ -106,7 +106,9 @@ impl Modules<'_> {
             return Ok(());
         }
         let file = self.files.iter().find(|file| module_name(file) == name);
-        let file = file.with_context(|| format!("the guest's kernel has no module {name}"))?;
+        let file = file.with_context(|| {
+            format!("the guest's kernel has no module {name} to load; it may be built in")
+        })?;
         let content = self.testbed.busybox(&["unxz"], File::open(file)?)?;
         for needed in dependencies(&content) {
             self.add(&needed)?;
@@ -125,7 +127,7 @@ fn dependencies(module: &[u8]) -> Vec<String> {
     names
         .split(',')
         .filter(|name| !name.is_empty())
-        .map(str::to_owned)
+        .map(|name| name.replace('-', "_"))
         .collect()
 }
 
@@ -155,8 +157,8 @@ mod tests {
     #[test]
     fn a_module_declares_what_it_depends_on() {
         assert_eq!(
-            dependencies(b"ELF\0license=GPL\0depends=vdpa,net_failover\0name=x\0"),
-            ["vdpa", "net_failover"]
+            dependencies(b"ELF\0license=GPL\0depends=vdpa,vfio-pci-core\0name=x\0"),
+            ["vdpa", "vfio_pci_core"]
         );
         assert!(dependencies(b"ELF\0depends=\0name=x\0").is_empty());
     }
