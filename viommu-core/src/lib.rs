@@ -2,3 +2,5 @@
 
 //! The virtio-iommu device as pure logic.
 #![forbid(unsafe_code)]
+
+
