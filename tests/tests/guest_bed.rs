@@ -2,10 +2,14 @@
 
 //! The guest test bed itself, proven with QEMU's own virtio-iommu: no daemon of ours takes part.
 
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use viommu_tests::guest::{BootFrom, Disk, Guest, Initramfs, OnReset, Testbed};
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -129,5 +133,40 @@ fn a_job_that_fails_says_so_and_a_passed_deadline_shows_the_console() -> Result<
     silent.wait_for("still here", BOOT)?;
     let failure = silent.wait_for("never said", Duration::from_millis(10)).unwrap_err().to_string();
     assert!(failure.contains("never said") && failure.contains("still here"), "{failure}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_dies_with_the_process_that_started_it() -> Result<()> {
+    const HOLD: &str = "HOLD_A_GUEST_UNTIL_KILLED";
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    if std::env::var_os(HOLD).is_some() {
+        let mut guest = Guest::new(&testbed).job("sleep 1000").spawn()?;
+        guest.wait_for("guest: init", BOOT)?;
+        println!("\nholding {}", guest.pid());
+        loop {
+            thread::park();
+        }
+    }
+    let folder = tempfile::tempdir()?;
+    let mut holder = Command::new(std::env::current_exe()?)
+        .args(["--exact", "a_guest_dies_with_the_process_that_started_it", "--nocapture"])
+        .env(HOLD, "yes")
+        .env("TMPDIR", folder.path())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(holder.stdout.take().context("standard output is a pipe")?).lines();
+    let pid = lines.find_map(|line| line.ok()?.strip_prefix("holding ").map(str::to_owned));
+    holder.kill()?;
+    holder.wait()?;
+    let stat = format!("/proc/{}/stat", pid.context("the holder started no guest")?);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // Gone, or dead and not yet reaped by its new parent.
+    while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+        ensure!(Instant::now() < deadline, "QEMU outlived its process: {stat}");
+        thread::sleep(Duration::from_millis(10));
+    }
     Ok(())
 }

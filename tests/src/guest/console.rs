@@ -11,8 +11,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-/// What came over the serial line so far, and whether more can come.
+/// What came over the serial line so far, and whether QEMU has exited, so that no more can come.
 #[derive(Debug, Default)]
 pub(super) struct Console {
     lines: Mutex<Lines>,
@@ -33,25 +34,27 @@ pub(super) enum NoLine {
 }
 
 impl Console {
-    /// Starts `qemu`, whose standard output is the serial line, and reads that until it is closed.
+    /// Starts `qemu`, whose standard output is the serial line, and reads that until QEMU exits.
     ///
     /// The reading thread starts QEMU itself: QEMU dies with the thread that started it, which so lives as long as
     /// QEMU does, whatever becomes of the caller's thread.
     pub(super) fn start(mut qemu: Command) -> Result<(Arc<Self>, Child, JoinHandle<()>)> {
         let console = Arc::new(Self::default());
         let (started, child) = mpsc::channel();
-        let reader = {
+        let reader = thread::spawn({
             let console = Arc::clone(&console);
-            thread::spawn(move || {
+            move || {
                 let mut spawned = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-                let stdout = spawned.as_mut().ok().and_then(|child| child.stdout.take());
-                let told = started.send(spawned);
-                if let (Ok(()), Some(stdout)) = (told, stdout) {
-                    console.read(stdout);
+                let output = spawned.as_mut().ok().map(|qemu| (Pid::from_child(qemu), qemu.stdout.take()));
+                // The caller waits for this and owns QEMU from here on.
+                let _ = started.send(spawned);
+                if let Some((pid, Some(stdout))) = output {
+                    console.follow(pid, stdout);
                 }
-            })
-        };
-        let child = child.recv().context("the console's thread ended")?.context("starting QEMU")?;
+            }
+        });
+        let child =
+            child.recv().context("the console's thread ended")?.context("starting QEMU through setpriv")?;
         Ok((console, child, reader))
     }
 
@@ -83,7 +86,7 @@ impl Console {
         }
     }
 
-    /// Whether the line is closed at the end of this time at the latest.
+    /// Whether QEMU has exited at the end of this time at the latest.
     pub(super) fn wait_until_closed(&self, within: Duration) -> bool {
         let waited = self.changed.wait_timeout_while(self.lock(), within, |lines| !lines.closed);
         waited.unwrap_or_else(PoisonError::into_inner).0.closed
@@ -94,7 +97,7 @@ impl Console {
         self.lock().texts.clone()
     }
 
-    fn read(&self, stdout: ChildStdout) {
+    fn follow(&self, qemu: Pid, stdout: ChildStdout) {
         let mut stdout = BufReader::new(stdout);
         let mut bytes = Vec::new();
         while matches!(stdout.read_until(b'\n', &mut bytes), Ok(count) if count > 0) {
@@ -103,6 +106,8 @@ impl Console {
             self.changed.notify_all();
             bytes.clear();
         }
+        // QEMU closes the line shortly before it exits; its owner reaps it, perhaps before we look.
+        let _ = waitid(WaitId::Pid(qemu), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
         self.lock().closed = true;
         self.changed.notify_all();
     }

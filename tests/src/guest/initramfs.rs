@@ -99,7 +99,9 @@ impl Modules<'_> {
             return Ok(());
         }
         let file = self.files.iter().find(|file| module_name(file) == name);
-        let file = file.with_context(|| format!("the guest's kernel has no module {name}"))?;
+        let file = file.with_context(|| {
+            format!("the guest's kernel has no module {name} to load; it may be built in")
+        })?;
         let content = self.testbed.busybox(&["unxz"], File::open(file)?)?;
         for needed in dependencies(&content) {
             self.add(&needed)?;
@@ -113,7 +115,7 @@ impl Modules<'_> {
 fn dependencies(module: &[u8]) -> Vec<String> {
     let declared = module.split(|&byte| byte == 0).find_map(|string| string.strip_prefix(b"depends="));
     let names = String::from_utf8_lossy(declared.unwrap_or_default());
-    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    names.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect()
 }
 
 /// `virtio-iommu.ko.xz` is the module `virtio_iommu`.
@@ -142,8 +144,8 @@ mod tests {
     #[test]
     fn a_module_declares_what_it_depends_on() {
         assert_eq!(
-            dependencies(b"ELF\0license=GPL\0depends=vdpa,net_failover\0name=x\0"),
-            ["vdpa", "net_failover"]
+            dependencies(b"ELF\0license=GPL\0depends=vdpa,vfio-pci-core\0name=x\0"),
+            ["vdpa", "vfio_pci_core"]
         );
         assert!(dependencies(b"ELF\0depends=\0name=x\0").is_empty());
     }

@@ -2,7 +2,7 @@
 
 //! Describes a guest and starts it: a q35 machine whose memory other processes can map.
 //!
-//! It adds no vIOMMU and no disk by itself. To read first: QEMU's `docs/system/invocation.html`.
+//! It adds no vIOMMU and no disk by itself. To read first: QEMU's `docs/system/invocation.html`, `setpriv(1)`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -149,8 +149,9 @@ impl Guest {
     pub fn spawn(&self) -> Result<RunningGuest> {
         let folder =
             tempfile::Builder::new().prefix("guest-").tempdir().context("making the guest's folder")?;
-        let mut qemu = Command::new(&self.testbed.qemu);
-        qemu.args(self.machine_arguments());
+        // Not QEMU's own exit-with-parent: that is a SIGTERM, which a QEMU stuck in a back-end's socket never serves.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "--"]).arg(&self.testbed.qemu).args(self.machine_arguments());
         if self.boot_from == BootFrom::Kernel {
             let initrd = folder.path().join("initrd");
             fs::write(&initrd, self.initramfs.build(&self.testbed)?)?;
@@ -177,7 +178,6 @@ impl Guest {
         let mut arguments: Vec<String> =
             ["-nodefaults", "-display", "none", "-serial", "stdio"].map(Into::into).into();
         for (option, value) in [
-            ("-run-with", "exit-with-parent=on"),
             ("-machine", "q35,memory-backend=memory"),
             ("-accel", accelerator),
             ("-cpu", cpu),

@@ -73,7 +73,6 @@ impl RunningGuest {
     /// # Errors
     /// The time is over: with the end of the console and QEMU's own messages.
     pub fn wait_for_exit(&mut self, within: Duration) -> Result<ExitStatus> {
-        // Nothing but its exit closes QEMU's end of the serial line.
         if !self.console.wait_until_closed(within) {
             return Err(self.failure(&format!("QEMU still runs after {within:?}")));
         }

@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -44,12 +45,19 @@ impl Testbed {
     /// `scripts/testbed` failed: the reason it gave is in the error.
     pub fn find() -> Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/testbed");
-        let output =
-            Command::new(&script).output().with_context(|| format!("starting {}", script.display()))?;
-        // A first run says what it fetched; an error goes to the caller only.
-        let progress = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "no guest test bed: {}", progress.trim());
-        eprint!("{progress}");
+        let mut running = Command::new(&script)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", script.display()))?;
+        // Shown as it comes, because a first run takes a while, and kept as the reason if it fails.
+        let mut said = Vec::new();
+        for line in BufReader::new(running.stderr.take().context("standard error is a pipe")?).lines() {
+            said.push(line?);
+            eprintln!("{}", said.last().map_or("", String::as_str));
+        }
+        let output = running.wait_with_output()?;
+        ensure!(output.status.success(), "no guest test bed: {}", said.join("\n"));
         Self::from_lines(&String::from_utf8(output.stdout)?)
     }
 
