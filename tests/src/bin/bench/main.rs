@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The benchmarks: both sides in one run, as ratios. Started by `scripts/bench`.
+
+mod iops;
+mod spread;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "Usage: scripts/bench iops [ROUNDS]";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments[..] {
+        ["iops"] => iops::run(3),
+        ["iops", rounds] if rounds.parse().is_ok_and(|rounds: usize| rounds > 0) => {
+            iops::run(rounds.parse().unwrap_or(1))
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
