@@ -36,7 +36,7 @@ struct Prepared {
 /// # Errors
 /// What keeps the device from being served as asked; nothing is left behind then either.
 pub fn run(config: &Config) -> Result<(), UsageError> {
-    env_logger::Builder::new().filter_level(config.log_level).init();
+    env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
     let mut files = Vec::new();
     let listener = match &config.listen {
         // Before anything else is opened, since it takes a file descriptor by its number.
