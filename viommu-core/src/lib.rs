@@ -44,6 +44,7 @@ mod fault;
 mod features;
 mod host;
 mod id;
+pub mod manual;
 mod mapping;
 pub mod request;
 mod reserved;

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The pieces, the life of a request, and who trusts whom.
+//!
+//! ```text
+//!   guest's virtio-iommu driver
+//!         │ request queue, event queue        in guest memory, which the VMM shares
+//!         ▼
+//!   vhost-user-iommu ─────────────────────────────────────────────────────────────┐
+//!   │ session/   the conversation with the VMM: features, memory table, rings      │
+//!   │     │ bytes in, bytes out                                                    │
+//!   │ iommu/     the device as all threads share it; one change at a time          │
+//!   │     │                                                                        │
+//!   │ viommu-core   Device: begin, finish, lookup      no fd, thread, lock, clock  │
+//!   │     │ Change                                                                 │
+//!   │ relay/     between the VMM and another device's back-end: its IOTLB          │
+//!   └──────────────────────────────────────────────────────────────────────────────┘
+//!         ▲ faults travel the other way, and leave through the event queue
+//! ```
+//!
+//! # The life of a request
+//!
+//! 1. The guest's driver puts a chain into the request queue and kicks. `session/request_queue` takes the chain.
+//! 2. `session/chain` copies the readable part, once, into a buffer of its own. Nothing that the guest changes from
+//!    here on can matter.
+//! 3. `iommu` takes the *turn* and hands the bytes to [`Device::begin`](crate::Device::begin). The request table
+//!    ([`request::TABLE`](crate::request::TABLE)) says what the type is; parsing turns bytes into meaning.
+//! 4. The device **checks**. It refuses with a [`Reject`](crate::Reject), or it returns a [`Change`](crate::Change),
+//!    having changed nothing but this: what the change will take away is refused from now on.
+//! 5. `iommu/apply` has the change **applied**: every relay concerned sends its back-end an invalidation and waits,
+//!    for a bounded time, for the acknowledgement. The device is not locked meanwhile, so that all relays go on
+//!    answering misses, also of the back-end that is waited for.
+//! 6. [`Device::finish`](crate::Device::finish) **commits**, which cannot fail, or drops the change if a back-end
+//!    failed: then everything translates as before, and the guest gets an error status.
+//! 7. The status is chosen in one place, from the reject or the host's error: see [`Status`](crate::Status).
+//! 8. `session/chain` writes the reply into the writable part, and the ring gets its used entry.
+//!
+//! # Threads
+//!
+//! One thread accepts VMMs; the vhost-user crate adds two for each session, one for messages and one for rings. Each
+//! relay has one. Locks are taken in the order *turn*, then *state*; nobody waits for anybody with the state locked,
+//! and no relay ever takes the turn.
+//!
+//! **Invariant:** what a back-end may cache is decided and sent by the thread that also sends it invalidations, in
+//! that order. So an entry is either sent before the invalidation that takes it away, or refused.
+//!
+//! # Trust
+//!
+//! The guest is hostile: every byte it writes. The VMM is trusted with the guest's memory, but may be wrong: a
+//! malformed message ends its connection with a log line, never the process. A back-end behind a relay is trusted as
+//! far as it honours its IOTLB: it maps all of guest memory, as vhost-user has it, and it is the IOTLB that keeps it
+//! to what the guest allows.

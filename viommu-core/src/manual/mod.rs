@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The manual: how the whole project works and why, as documentation that is compiled with the code.
+//!
+//! - [`architecture`]: the pieces, the life of a request, who trusts whom.
+//! - [`device`]: what the device offers, and how it answers where the specification leaves a choice.
+//! - [`endpoints`]: how endpoints are enforced, what they reach when the IOMMU itself is reset or gone.
+
+pub mod architecture;
+pub mod device;
+pub mod endpoints;
