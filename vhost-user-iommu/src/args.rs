@@ -88,6 +88,7 @@ pub(crate) struct Options {
     #[arg(value_parser = parse_fd)]
     pub(crate) fd: Option<i32>,
 
+    #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are for the reader of --help")]
     /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK]
     ///
     /// ID is a PCI address [SEGMENT:]BUS:DEV.FN or a number (decimal, or 0x and hexadecimal). With the
