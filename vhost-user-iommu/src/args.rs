@@ -10,10 +10,11 @@ use clap::{Parser, Subcommand, ValueEnum};
 use viommu_core::{Granule, IovaRange};
 
 use crate::{
-    config::{EndpointConfig, UsageError},
+    config::EndpointConfig,
     machine_layout::GuestMemoryLayout,
     pci::PciAddress,
     size::{format_size, parse_range, parse_size},
+    usage_error::UsageError,
 };
 
 /// A virtual IOMMU outside the VMM: serves virtio-iommu (device id 23) over vhost-user

@@ -19,8 +19,9 @@ use crate::fd::inherited_listener;
 use crate::iommu::Iommu;
 use crate::listen::{SocketFile, listen};
 use crate::relay::{Invalidator, Orders, Relay, orders};
+use crate::session;
 use crate::sync::Wake;
-use crate::{UsageError, session};
+use crate::usage_error::UsageError;
 
 /// A relay before it has a device to ask.
 struct Prepared {

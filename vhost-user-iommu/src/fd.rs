@@ -13,8 +13,8 @@ use std::{fs, io};
 use rustix::net::{AddressFamily, sockopt};
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use crate::UsageError;
 use crate::sync::lock;
+use crate::usage_error::UsageError;
 
 /// Takes over the listening Unix socket that whoever started this process left open as `number`.
 ///

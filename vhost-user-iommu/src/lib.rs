@@ -16,13 +16,15 @@ mod session;
 mod size;
 mod sync;
 mod throttle;
+mod usage_error;
 mod viot;
 
 use std::io::{self, Write};
 
-pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, UsageError, parse};
+pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, parse};
 pub use daemon::run;
 pub use pci::PciAddress;
+pub use usage_error::UsageError;
 pub use viot::ViotCommand;
 
 /// Prints what this program can do, as QEMU's conventions for back-end programs have it.

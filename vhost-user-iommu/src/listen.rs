@@ -8,7 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::UsageError;
+use crate::usage_error::UsageError;
 
 /// The file of a listening socket, removed when this is dropped.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use std::{fmt, str::FromStr};
 use viommu_core::{Granule, IovaRange};
 
 use crate::{
-    config::UsageError,
     size::{format_size, parse_size},
+    usage_error::UsageError,
 };
 
 /// The memory of a guest as the user states it: `SIZE[,machine=q35|pc|virt]`.

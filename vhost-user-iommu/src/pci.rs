@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr};
 
 use viommu_core::EndpointId;
 
-use crate::config::UsageError;
+use crate::usage_error::UsageError;
 
 /// The address of a PCI function, in the order of (segment, bus, device, function).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

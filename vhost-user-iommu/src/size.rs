@@ -6,7 +6,7 @@
 
 use viommu_core::IovaRange;
 
-use crate::config::UsageError;
+use crate::usage_error::UsageError;
 
 /// Parses a size or an address in bytes: decimal or `0x` hexadecimal, or decimal with one of the
 /// binary suffixes `k`, `M`, `G`, `T` in either case (`4k` = 4096).

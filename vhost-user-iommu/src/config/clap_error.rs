@@ -8,7 +8,7 @@ use std::error::Error as _;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::UsageError;
+use crate::usage_error::UsageError;
 
 /// The same error in one line.
 pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {

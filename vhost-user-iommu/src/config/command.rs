@@ -8,7 +8,8 @@ use std::{ffi::OsString, path::Path};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, error::ErrorKind, parser::ValueSource};
 
-use super::{Config, EndpointConfig, UsageError, clap_error, file::ConfigFile};
+use super::{Config, EndpointConfig, clap_error, file::ConfigFile};
+use crate::usage_error::UsageError;
 use crate::{
     args::{Args, Tool, ViotArgs},
     viot::ViotCommand,

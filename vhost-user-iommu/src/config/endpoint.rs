@@ -12,7 +12,7 @@ use std::{
 
 use viommu_core::EndpointId;
 
-use super::UsageError;
+use crate::usage_error::UsageError;
 use crate::{pci::PciAddress, size::parse_number};
 
 /// One endpoint, from `ID[,vhost-user=FRONT_SOCKET,backend=BACK_SOCKET]`.

@@ -17,8 +17,9 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{EndpointConfig, UsageError, clap_error};
+use super::{EndpointConfig, clap_error};
 use crate::args::Options;
+use crate::usage_error::UsageError;
 
 /// The options that a configuration file gives, each one valid by itself.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use std::{
     process,
 };
 
-use crate::config::UsageError;
+use crate::usage_error::UsageError;
 
 /// Writes `bytes` to the file `output`, or to standard output without one.
 ///

@@ -15,10 +15,7 @@ use zerocopy::{
     little_endian::{U16, U32},
 };
 
-use crate::{
-    config::{EndpointConfig, UsageError},
-    pci::PciAddress,
-};
+use crate::{config::EndpointConfig, pci::PciAddress, usage_error::UsageError};
 
 /// Write the table for these functions to this place.
 #[derive(Clone, Debug, PartialEq, Eq)]

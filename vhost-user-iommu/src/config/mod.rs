@@ -7,7 +7,6 @@
 mod clap_error;
 mod command;
 mod endpoint;
-mod error;
 mod file;
 
 use std::{path::PathBuf, time::Duration};
@@ -18,11 +17,11 @@ use viommu_core::{Granule, IovaRange, Limits};
 use crate::{
     args::{LogLevel, MsiRegion, Options, Switch},
     machine_layout::X86_MSI_REGION,
+    usage_error::UsageError,
 };
 
 pub use command::{Command, parse};
 pub use endpoint::{EndpointConfig, EndpointKind};
-pub use error::UsageError;
 
 /// What the daemon is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
