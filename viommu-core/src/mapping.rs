@@ -116,7 +116,8 @@ mod tests {
     fn with(ranges: &[(u64, u64)]) -> Mappings {
         let mut mappings = Mappings::default();
         for (start, last) in ranges {
-            let target = Target { gpa: Gpa(start.wrapping_add(0x1000_0000)), access: Access::READ, mmio: false };
+            let target =
+                Target { gpa: Gpa(start.wrapping_add(0x1000_0000)), access: Access::READ, mmio: false };
             mappings.insert(Mapping { range: range(*start, *last), target });
         }
         mappings
