@@ -7,9 +7,10 @@
 
 use std::collections::BTreeSet;
 
+use viommu_core::wire::MAP_F_MMIO;
 use viommu_core::{
-    Access, Change, Device, EndpointId, Fault, FaultReason, Host, HostError, Iova, Reply, ReservedKind,
-    ReservedRegion, Step,
+    Access, Change, Device, DomainId, EndpointId, Fault, FaultReason, Host, HostError, Iova, Mapping, Reply,
+    ReservedKind, ReservedRegion, Step,
 };
 
 use super::plan::{ENDPOINTS, STRANGER};
@@ -185,14 +186,18 @@ impl Bench {
         assert_eq!(self.device.config_space().to_vec(), self.reference.config_space());
         assert_eq!(self.device.faults_dropped(), self.reference.dropped());
         self.host.assert_agrees_with(&self.device);
+        assert_eq!(self.mappings(), self.reference.mappings());
         let mut addresses = BTreeSet::from([0, u64::MAX]);
-        for edge in self.reference.edges() {
-            addresses.extend([edge.wrapping_sub(1), edge, edge.wrapping_add(1)]);
+        for (_, start, last, ..) in self.reference.mappings() {
+            for edge in [start, last] {
+                addresses.extend([edge.wrapping_sub(1), edge, edge.wrapping_add(1)]);
+            }
         }
         for endpoint in ENDPOINTS {
             for iova in &addresses {
                 self.compare_access(endpoint, *iova, 1, 1);
                 self.compare_access(endpoint, *iova, 1, 2);
+                self.compare_access(endpoint, *iova, 1, 3);
             }
             let first = addresses.iter().find(|iova| **iova != 0).copied().unwrap_or(0);
             self.compare_access(endpoint, first, 0x4001, 1);
@@ -214,6 +219,20 @@ impl Bench {
             .collect();
         let expected = self.reference.translate(endpoint, iova, length, access);
         assert_eq!(pieces, expected, "endpoint {endpoint}, {length} bytes at {iova:#x}, access {access}");
+    }
+
+    /// Every mapping of the real device, as [`Reference::mappings`] has them.
+    fn mappings(&self) -> BTreeSet<(u32, u64, u64, u64, u32)> {
+        let ids: BTreeSet<DomainId> =
+            self.device.endpoints().filter_map(|endpoint| self.device.domain_of(endpoint)).collect();
+        let domains = ids.into_iter().filter_map(|id| Some((id, self.device.domain(id)?)));
+        domains
+            .flat_map(|(id, domain)| domain.mappings().map(move |mapping| (id, mapping)))
+            .map(|(id, Mapping { range, target })| {
+                let flags = target.access.bits() | if target.mmio { MAP_F_MMIO } else { 0 };
+                (id.0, range.start(), range.last(), target.gpa.0, flags)
+            })
+            .collect()
     }
 
     fn bypass(&self) -> bool {

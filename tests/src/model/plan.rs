@@ -98,8 +98,10 @@ pub enum Op {
 pub fn plans(ops_max: usize) -> impl Strategy<Value = Plan> {
     configs().prop_flat_map(move |config| {
         let ops = vec(ops(&config), 1..=ops_max);
-        (Just(config), features(), ops).prop_map(|(config, features, mut ops)| {
-            ops.insert(0, Op::Negotiate(features));
+        (Just(config), features(), ops).prop_map(|(config, features, ops)| {
+            let (readable, writable) = wire(request::attach(1, ENDPOINTS[0]));
+            let attach = Op::Request { readable, writable, host: HostAnswer::Applied };
+            let ops = [Op::Negotiate(features), attach].into_iter().chain(ops).collect();
             Plan { config, ops }
         })
     })
@@ -134,7 +136,7 @@ fn ops(config: &DeviceConfig) -> BoxedStrategy<Op> {
         writable,
         host,
     });
-    let regions = vec((ranges(config), any::<bool>()), 0..3).prop_map(|regions| {
+    let regions = vec((few_granules(config), any::<bool>()), 0..3).prop_map(|regions| {
         let forward = regions.into_iter().filter(|((start, last), _)| start <= last);
         forward.map(|((start, last), is_msi)| (start, last, is_msi)).collect()
     });
@@ -144,15 +146,15 @@ fn ops(config: &DeviceConfig) -> BoxedStrategy<Op> {
     let access = (endpoints(), addresses(config), lengths(config), 1..=3u32)
         .prop_map(|(endpoint, iova, length, access)| Op::Access { endpoint, iova, length, access });
     prop_oneof![
-        30 => request,
-        2 => config_writes(),
-        2 => host_answers().prop_map(Op::Finish),
+        60 => request,
+        3 => config_writes(),
+        3 => host_answers().prop_map(Op::Finish),
         1 => features().prop_map(Op::Negotiate),
         1 => reserve,
-        1 => prop_oneof![Just(Op::Reset), Just(Op::SystemReset)],
+        1 => prop_oneof![3 => Just(Op::Reset), 1 => Just(Op::SystemReset)],
         2 => report,
         1 => Just(Op::TakeEvent),
-        3 => access,
+        4 => access,
     ]
     .boxed()
 }
@@ -183,15 +185,15 @@ fn config_writes() -> impl Strategy<Value = Op> {
 
 /// A readable part and the size of a writable one.
 fn requests(config: &DeviceConfig) -> BoxedStrategy<(Vec<u8>, usize)> {
-    let flags = prop_oneof![8 => Just(3u32), 4 => 0..=7u32, 1 => any::<u32>()];
+    let flags = prop_oneof![8 => Just(3u32), 8 => 0..=7u32, 1 => any::<u32>()];
     let phys = prop_oneof![4 => (0..64u64).prop_map(|page| page << 16), 1 => addresses(config)];
     let well_formed = prop_oneof![
-        4 => (domains(), endpoints()).prop_map(|(domain, endpoint)| wire(request::attach(domain, endpoint))),
-        1 => (domains(), endpoints()).prop_map(|(domain, id)| wire(request::attach_bypass(domain, id))),
+        6 => (domains(), endpoints()).prop_map(|(domain, endpoint)| wire(request::attach(domain, endpoint))),
+        1 => (2..=4u32, endpoints()).prop_map(|(domain, id)| wire(request::attach_bypass(domain, id))),
         2 => (domains(), endpoints()).prop_map(|(domain, endpoint)| wire(request::detach(domain, endpoint))),
-        8 => (domains(), ranges(config), phys, flags)
+        24 => (domains(), ranges(config), phys, flags)
             .prop_map(|(domain, range, phys, flags)| wire(request::map(domain, range, phys, flags))),
-        4 => (domains(), ranges(config)).prop_map(|(domain, range)| wire(request::unmap(domain, range))),
+        12 => (domains(), unmap_ranges(config)).prop_map(|(domain, range)| wire(request::unmap(domain, range))),
         1 => endpoints().prop_map(|endpoint| wire(request::probe(endpoint))),
     ];
     let bent = (well_formed.clone(), any::<prop::sample::Index>(), any::<u8>()).prop_map(
@@ -224,7 +226,7 @@ fn endpoints() -> impl Strategy<Value = u32> {
 }
 
 fn domains() -> impl Strategy<Value = u32> {
-    prop_oneof![8 => 1..=2u32, 2 => 0..=4u32, 1 => Just(u32::MAX)]
+    prop_oneof![20 => Just(1), 4 => Just(2), 1 => 0..=4u32, 1 => Just(u32::MAX)]
 }
 
 /// Granules around the edges of the aperture and of the 64-bit space, sometimes a byte or half a granule off.
@@ -244,16 +246,31 @@ fn addresses(config: &DeviceConfig) -> BoxedStrategy<u64> {
         .boxed()
 }
 
+fn few_granules(config: &DeviceConfig) -> impl Strategy<Value = (u64, u64)> + use<> {
+    let granule = Granule::of_mask(config.page_size_mask).map_or(1, Granule::bytes);
+    (addresses(config), 1..=3u64)
+        .prop_map(move |(start, pages)| (start, start.wrapping_add(pages * granule - 1)))
+}
+
 /// First and last address of a few granules; now and then of much more, or reversed.
 fn ranges(config: &DeviceConfig) -> BoxedStrategy<(u64, u64)> {
     let granule = Granule::of_mask(config.page_size_mask).map_or(1, Granule::bytes);
     let (first, last) = (config.aperture.start(), config.aperture.last());
-    let few = (addresses(config), 1..=3u64)
-        .prop_map(move |(start, pages)| (start, start.wrapping_add(pages * granule - 1)));
-    let any = (addresses(config), addresses(config))
-        .prop_map(move |(start, end)| (start, end.wrapping_add(granule - 1)));
+    let between = (addresses(config), addresses(config))
+        .prop_map(move |(one, other)| (one.min(other), one.max(other).saturating_add(granule - 1)));
     let far = select(vec![(first, last), (0, u64::MAX), (u64::MAX, u64::MAX), (last, first)]);
-    prop_oneof![12 => few, 4 => any, 1 => far].boxed()
+    let from_0 = addresses(config).prop_map(move |start| (0, start.wrapping_sub(1)));
+    let to_the_end = addresses(config).prop_map(|start| (start, u64::MAX));
+    prop_oneof![24 => few_granules(config), 4 => between, 2 => far, 1 => from_0, 1 => to_the_end].boxed()
+}
+
+/// As [`ranges`], and as often wide enough to hold whole mappings.
+fn unmap_ranges(config: &DeviceConfig) -> BoxedStrategy<(u64, u64)> {
+    let granule = Granule::of_mask(config.page_size_mask).map_or(1, Granule::bytes);
+    let first = config.aperture.start();
+    let wide = (0..4u64, 5..12u64)
+        .prop_map(move |(page, end)| (first + page * granule, first + (end * granule - 1)));
+    prop_oneof![ranges(config), wide].boxed()
 }
 
 fn lengths(config: &DeviceConfig) -> BoxedStrategy<u64> {

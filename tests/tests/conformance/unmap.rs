@@ -124,6 +124,15 @@ fn the_whole_space_can_be_unmapped_at_once() {
 }
 
 #[test]
+fn a_range_that_reaches_one_end_of_the_space_leaves_what_is_outside_it() {
+    let mut bed = mapping(&[(0, 4), (10, 14), (20, 24)]);
+    assert_eq!(bed.unmap(1, (15, u64::MAX)), Status::Ok);
+    assert_eq!(bed.mapped(1), [(0, 4), (10, 14)]);
+    assert_eq!(bed.unmap(1, (0, 9)), Status::Ok);
+    assert_eq!(bed.mapped(1), [(10, 14)]);
+}
+
+#[test]
 fn what_was_unmapped_can_be_mapped_to_something_else() {
     let mut bed = mapping(&[(0, 9)]);
     assert_eq!(bed.unmap(1, (0, 9)), Status::Ok);

@@ -11,6 +11,8 @@
 mod decide;
 mod translate;
 
+use std::collections::BTreeSet;
+
 use viommu_core::DeviceConfig;
 
 pub use translate::{Piece, REASON_DOMAIN, REASON_MAPPING};
@@ -259,9 +261,10 @@ impl Reference {
         bytes
     }
 
-    /// The first and last address of every mapping.
-    pub fn edges(&self) -> Vec<u64> {
-        self.mappings.iter().flat_map(|m| [m.start as u64, (m.end - 1) as u64]).collect()
+    /// Every mapping in order: domain, first and last IOVA, GPA of the first, flags.
+    pub fn mappings(&self) -> BTreeSet<(u32, u64, u64, u64, u32)> {
+        let shown = |m: &Mapping| (m.domain, m.start as u64, (m.end - 1) as u64, m.phys as u64, m.flags);
+        self.mappings.iter().map(shown).collect()
     }
 
     fn put(&mut self, endpoint: u32, domain: Option<(u32, bool)>) {
