@@ -7,4 +7,5 @@ pub mod driver;
 pub mod front_end;
 pub mod guest;
 pub mod iotlb_disk;
+pub mod model;
 pub mod scene;

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The real device against the naive one, over made-up lives of a device.
+//!
+//! `PROPTEST_CASES` sets how many lives; a failing one is shrunk and printed. The rules one by one are in
+//! `conformance`.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use viommu_tests::model::{Bench, plan};
+
+/// Steps of one life.
+const OPS_MAX: usize = 80;
+/// Lives, unless `PROPTEST_CASES` says otherwise.
+const CASES: u32 = 1024;
+
+fn config() -> ProptestConfig {
+    let cases =
+        if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases } else { CASES };
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn the_device_and_the_naive_one_never_differ(plan in plan::plans(OPS_MAX)) {
+        let mut bench = Bench::new(&plan);
+        for op in &plan.ops {
+            bench.step(op);
+        }
+    }
+}
+
+#[test]
+fn the_made_up_lives_meet_every_status_a_request_can_have() {
+    let mut runner = TestRunner::deterministic();
+    let mut met = BTreeSet::new();
+    for _ in 0..400 {
+        let plan = plan::plans(OPS_MAX).new_tree(&mut runner).expect("a plan").current();
+        let mut bench = Bench::new(&plan);
+        plan.ops.iter().for_each(|op| bench.step(op));
+        met.extend(bench.outcomes().iter().copied());
+    }
+    let statuses: [(u8, &[u8]); 5] = [
+        (1, &[0, 2, 3, 4, 5, 6, 8]),
+        (2, &[0, 3, 4, 6, 8]),
+        (3, &[0, 3, 4, 5, 6, 8]),
+        (4, &[0, 3, 4, 5, 6, 8]),
+        (5, &[0, 4, 6]),
+    ];
+    let all = statuses.iter().flat_map(|(kind, statuses)| statuses.iter().map(|status| (*kind, *status)));
+    assert_eq!(met, all.collect());
+}
