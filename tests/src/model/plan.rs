@@ -152,8 +152,8 @@ fn ops(config: &DeviceConfig) -> BoxedStrategy<Op> {
         1 => features().prop_map(Op::Negotiate),
         1 => reserve,
         1 => prop_oneof![3 => Just(Op::Reset), 1 => Just(Op::SystemReset)],
-        2 => report,
-        1 => Just(Op::TakeEvent),
+        4 => report,
+        4 => Just(Op::TakeEvent),
         4 => access,
     ]
     .boxed()
@@ -209,8 +209,10 @@ fn requests(config: &DeviceConfig) -> BoxedStrategy<(Vec<u8>, usize)> {
             (readable, writable)
         },
     );
+    let cramped = (endpoints(), writable_sizes())
+        .prop_map(|(endpoint, writable)| (request::probe(endpoint).readable(), writable));
     let noise = (vec(any::<u8>(), 0..80), writable_sizes());
-    prop_oneof![20 => well_formed, 2 => bent, 1 => cut, 1 => noise].boxed()
+    prop_oneof![20 => well_formed, 2 => bent, 1 => cut, 1 => cramped, 1 => noise].boxed()
 }
 
 fn wire(request: impl Wire) -> (Vec<u8>, usize) {
