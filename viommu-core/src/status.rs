@@ -128,8 +128,9 @@ pub struct HostError {
 }
 
 impl HostError {
-    /// `ENOMEM` has one number on every Linux.
+    /// These have one number on every Linux.
     const ENOMEM: i32 = 12;
+    const ENOSPC: i32 = 28;
 }
 
 impl fmt::Display for HostError {
@@ -161,7 +162,7 @@ impl From<&Reject> for Status {
             | Reject::ReservedRegion(_) => Status::Inval,
             Reject::Incompatible(..) => Status::Unsupp,
             Reject::DomainLimit(_) | Reject::MappingLimit(_) => Status::NoMem,
-            Reject::Host(HostError { errno: HostError::ENOMEM, .. }) => Status::NoMem,
+            Reject::Host(HostError { errno: HostError::ENOMEM | HostError::ENOSPC, .. }) => Status::NoMem,
             Reject::Host(_) => Status::DevErr,
         }
     }

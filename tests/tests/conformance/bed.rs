@@ -140,7 +140,7 @@ impl Bed {
 
     /// A driver's write to the configuration space.
     pub fn write_config(&mut self, offset: usize, data: &[u8]) {
-        if let viommu_core::Step::Apply(change) = self.device.begin_config_write(offset, data) {
+        if let Some(change) = self.device.begin_config_write(offset, data) {
             let applied = viommu_core::Host::apply(&mut self.host, &change);
             let _ = self.device.finish(applied);
         }

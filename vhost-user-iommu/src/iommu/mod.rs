@@ -87,7 +87,7 @@ impl Iommu {
 
     /// Answers one request: `readable` is its readable part, `writable` the bytes of its writable part.
     pub fn request(&self, readable: &[u8], writable: usize) -> Reply {
-        let reply = self.change(|state| state.begin(|device| device.begin(readable, writable)));
+        let reply = self.answer(readable, writable);
         self.account.count(&reply);
         if let (Some(row), Some(reject)) = (reply.row, &reply.rejected) {
             self.refusals.log(|| format!("{} refused: {reject}{}", row.name, mend(reject)));
@@ -102,8 +102,10 @@ impl Iommu {
 
     /// A driver's write to the configuration space.
     pub fn write_config(&self, offset: usize, data: &[u8]) {
-        let reply = self.change(|state| state.begin(|device| device.begin_config_write(offset, data)));
-        if let Some(reject) = reply.rejected {
+        let _turn = lock(&self.turn);
+        let change = self.state().device_mut().begin_config_write(offset, data);
+        let reply = change.map(|change| self.carry_out(&change));
+        if let Some(reject) = reply.and_then(|reply| reply.rejected) {
             warn!("write to bypass refused: {reject}");
         }
     }
@@ -197,20 +199,22 @@ impl Iommu {
         &self.account
     }
 
-    /// Makes one change in its three steps.
-    fn change(&self, begin: impl FnOnce(&mut State) -> Step) -> Reply {
+    fn answer(&self, readable: &[u8], writable: usize) -> Reply {
         let _turn = lock(&self.turn);
-        let step = begin(&mut self.state());
+        let step = self.state().begin(readable, writable);
         match step {
             Step::Done(reply) => reply,
-            Step::Apply(change) => {
-                let applied = self.apply(&change);
-                if applied.is_ok() {
-                    self.tell(&change);
-                }
-                self.state().finish(&change, applied)
-            }
+            Step::Apply(change) => self.carry_out(&change),
         }
+    }
+
+    /// The second and third step of a change that was begun in this turn.
+    fn carry_out(&self, change: &Change) -> Reply {
+        let applied = self.apply(change);
+        if applied.is_ok() {
+            self.tell(change);
+        }
+        self.state().finish(change, applied)
     }
 
     fn tell(&self, change: &Change) {

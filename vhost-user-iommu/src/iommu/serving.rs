@@ -69,9 +69,9 @@ impl State {
         &mut self.device
     }
 
-    /// The first step of a change.
-    pub fn begin(&mut self, begin: impl FnOnce(&mut Device) -> Step) -> Step {
-        let step = begin(&mut self.device);
+    /// The first step of a request.
+    pub fn begin(&mut self, readable: &[u8], writable: usize) -> Step {
+        let step = self.device.begin(readable, writable);
         if let Step::Apply(Change::Attach { endpoint, .. }) = step {
             // From here on nothing of the old address space may be cached anew.
             self.move_endpoint(endpoint, |serving| match serving {

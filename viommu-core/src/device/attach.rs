@@ -3,6 +3,7 @@
 //! ATTACH and DETACH.
 
 use crate::domain::Domain;
+use crate::mapping::Mappings;
 use crate::{Change, DomainId, EndpointId, Reject};
 
 use super::{Device, Verdict};
@@ -19,9 +20,8 @@ impl Device {
             Some(domain) if domain.is_bypass() != bypass => return Err(Reject::BypassMismatch(to)),
             Some(_) if endpoint.domain == Some(to) => return Ok(Verdict::Nothing),
             Some(domain) => {
-                let maps_reserved = |space: &crate::mapping::Mappings| {
-                    endpoint.reserved.ranges().any(|range| space.overlaps(&range))
-                };
+                let maps_reserved =
+                    |space: &Mappings| endpoint.reserved.ranges().any(|range| space.overlaps(&range));
                 if domain.paging().is_some_and(maps_reserved) {
                     return Err(Reject::Incompatible(id, to));
                 }
@@ -32,12 +32,14 @@ impl Device {
     }
 
     //= virtio#devicenormative:IOMMU/DETACH request
-    // A driver may name a bypass domain by another id: Linux detaches from its identity domain as domain 0.
+    // The endpoint has to be in the domain that is named; but Linux calls its identity domain 0 here, whatever
+    // id it attached it by.
     pub(super) fn check_detach(&self, id: EndpointId, named: DomainId) -> Result<Verdict, Reject> {
         let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
         let from = endpoint.domain.ok_or(Reject::NotAttached(id, named))?;
         let is_bypass = self.domains.get(&from).is_some_and(Domain::is_bypass);
-        if from != named && !is_bypass {
+        let is_identity_of_linux = is_bypass && named == DomainId(0);
+        if from != named && !is_identity_of_linux {
             return Err(Reject::NotAttached(id, named));
         }
         Ok(Verdict::Change(Change::Detach { endpoint: id, from }))

@@ -6,9 +6,9 @@ use zerocopy::IntoBytes;
 
 use crate::reserved::PROBE_SIZE;
 use crate::wire::{self, BYPASS_OFFSET};
-use crate::{Change, Features, Step};
+use crate::{Change, Features};
 
-use super::reply::{Form, Reply};
+use super::reply::Form;
 use super::{Device, UnderWay};
 
 /// Bytes of the configuration space.
@@ -32,23 +32,23 @@ impl Device {
         bytes
     }
 
-    /// Begins a driver's write of `data` at `offset` of the configuration space; [`finish`](Device::finish)
-    /// ends it. Only `bypass` can be written: other bytes of the write are ignored, as is a value that is
+    /// Begins a driver's write of `data` at `offset` of the configuration space. If that changes anything, the outside
+    /// applies the change, and [`finish`](Device::finish) ends it. Only `bypass` can be written: other bytes of the write are ignored, as is a value that is
     /// neither 0 nor 1, and everything without BYPASS_CONFIG.
-    pub fn begin_config_write(&mut self, offset: usize, data: &[u8]) -> Step {
+    pub fn begin_config_write(&mut self, offset: usize, data: &[u8]) -> Option<Change> {
         self.under_way = None;
         //= virtio#devicenormative:IOMMU/Device configuration layout
         // The field never shows anything but 0 and 1.
         let value = BYPASS_OFFSET.checked_sub(offset).and_then(|at| data.get(at));
         let enabled = match value {
             Some(value @ (0 | 1)) => *value == 1,
-            _ => return Step::Done(Reply::unrecognised()),
+            _ => return None,
         };
         if enabled == self.bypass || !self.negotiated.contains(Features::BYPASS_CONFIG) {
-            return Step::Done(Reply::unrecognised());
+            return None;
         }
         let change = Change::SetBypass { enabled };
         self.under_way = Some(UnderWay { change, form: Form::NONE });
-        Step::Apply(change)
+        Some(change)
     }
 }

@@ -2,7 +2,7 @@
 
 //! What is always true of a device between two requests.
 
-use crate::{DomainId, EndpointId};
+use crate::{Domain, DomainId, EndpointId};
 
 use super::Device;
 
@@ -39,7 +39,7 @@ impl Device {
             self.check_mappings(*id)?;
         }
         let limits = &self.config.limits;
-        let count: usize = self.domains.values().map(crate::Domain::mapping_count).sum();
+        let count: usize = self.domains.values().map(Domain::mapping_count).sum();
         if count != self.mapping_count
             || count > limits.mappings_max
             || self.domains.len() > limits.domains_max
@@ -52,7 +52,7 @@ impl Device {
 
     fn check_mappings(&self, id: DomainId) -> Result<(), Broken> {
         let mut last = None;
-        for mapping in self.domains.get(&id).into_iter().flat_map(crate::Domain::mappings) {
+        for mapping in self.domains.get(&id).into_iter().flat_map(Domain::mappings) {
             let range = mapping.range;
             let aligned = self.granule.is_start(range.start()) && self.granule.is_last(range.last());
             if !aligned

@@ -17,8 +17,8 @@ pub struct Segment {
 }
 
 impl Device {
-    /// The whole extent around `iova` in which `endpoint` may do `access`; it may be cached until a
-    /// [`Change`] takes it away.
+    /// The whole extent around `iova` in which `endpoint` may do `access`. It may be cached until a [`Change`] takes it
+    /// away, or [`reset`](Device::reset) or [`restore_boot_bypass`](Device::restore_boot_bypass) does.
     ///
     /// # Errors
     /// The fault to [`report`](Device::report), if the driver is to know of the attempt.
@@ -99,7 +99,7 @@ impl Translation<'_> {
         }
         let extent = device.lookup(endpoint, Iova(iova), access)?;
         let offset = iova.saturating_sub(extent.range.start());
-        // Saturates only for the identity of the whole space, of which an access has one byte less.
+        // Saturates only for an extent of the whole space, of which an access has one byte less.
         let length = extent.range.last().saturating_sub(iova).saturating_add(1).min(left);
         self.left = left.saturating_sub(length);
         // Wraps to zero only when the access ends with the last byte there is.

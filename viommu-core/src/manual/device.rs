@@ -27,13 +27,13 @@
 //! | a domain id is outside `domain_range` | RANGE |
 //! | a flag or reserved field is wrong; a range overlaps a mapping or a reserved region; the bypass setting differs; a buffer is too short | INVAL |
 //! | an endpoint's reserved region is mapped in the domain it should enter | UNSUPP |
-//! | a limit is reached, or the host is out of memory | NOMEM |
+//! | a limit is reached, or the host is out of memory or of space | NOMEM |
 //! | a back-end failed | DEVERR |
 //!
 //! # Choices
 //!
 //! - ATTACH of an endpoint that is in another domain moves it. A domain ends with its last endpoint.
-//! - DETACH has to name the right domain, except that a bypass domain may be named by any id: Linux says 0.
+//! - DETACH has to name the right domain, except that an endpoint in a bypass domain may be detached from domain 0: Linux says that of its identity domain.
 //! - UNMAP with a set reserved field is refused and changes nothing.
 //! - A write-only mapping cannot be read.
 //! - A mapping may lead to addresses where there is no memory: a driver without bypass domains maps the whole space

@@ -4,8 +4,10 @@
 //!
 //! - [`architecture`]: the pieces, the life of a request, who trusts whom.
 //! - [`device`]: what the device offers, and how it answers where the specification leaves a choice.
+//! - [`rules`]: what the specification demands of a device, numbered; the tests name these numbers.
 //! - [`endpoints`]: how endpoints are enforced, what they reach when the IOMMU itself is reset or gone.
 
 pub mod architecture;
 pub mod device;
 pub mod endpoints;
+pub mod rules;

@@ -60,7 +60,7 @@ pub fn run(rounds: usize) -> Result<()> {
 fn measure(testbed: &Testbed, case: &Case) -> Result<f64> {
     let folder = tempfile::tempdir()?;
     let image = Disk::random(&folder.path().join("disk.img"), READS * 4 / 1024, 1)?;
-    let scene = Scene::new(case.behind, image.path(), MEMORY_MIB, &["--log-level", "warn"])?;
+    let scene = Scene::new(case.behind, image.path(), MEMORY_MIB, &[])?;
     let job = format!("iops /dev/vda {READS}; iops /dev/vda {READS}");
     let guest = scene.guest(testbed, MEMORY_MIB).kernel_arg(case.kernel_arg).job(&job);
     let mut guest = guest.spawn()?;

@@ -77,7 +77,7 @@ impl Reference {
         let (named, id) = (u32_at(readable, 4), u32_at(readable, 8));
         match self.endpoint(id)?.domain {
             // Linux names its identity domain wrongly.
-            Some((domain, bypass)) if domain == named || bypass => {
+            Some((domain, bypass)) if domain == named || (bypass && named == 0) => {
                 Ok(Decision::Ask(Effect::Detach { endpoint: id }))
             }
             _ => Err(INVAL),
