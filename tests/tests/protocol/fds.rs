@@ -154,15 +154,15 @@ fn a_ring_whose_kick_is_taken_away_rests() {
 }
 
 #[test]
-fn a_kick_that_cannot_be_waited_for_ends_the_connection() {
+fn a_kick_that_cannot_be_waited_for_leaves_its_ring_stopped_and_is_told() {
     let served = Served::new();
     let mut vmm = served.vmm();
-    vmm.front_end.stop_ring(0).expect("stopped");
     let file = memfd_create("no-kick", MemfdFlags::CLOEXEC).expect("a file");
-    vmm.front_end.connection().send(&Message::new(SET_VRING_KICK, [0; 8]), &[file.as_fd()]).expect("sent");
-    vmm.front_end.connection().wait_closed(PATIENCE).expect("closed");
-    drop(vmm);
-    served.assert_serves();
+    vmm.front_end.stop_ring(0).expect("stopped");
+    give(&mut vmm, SET_VRING_KICK, file.as_fd());
+    served.daemon.wait_for("a ring's kick cannot be waited for", PATIENCE).expect("told");
+    vmm.front_end.start_ring(0, vmm.driver.requests()).expect("started");
+    vmm.assert_served();
 }
 
 #[test]
