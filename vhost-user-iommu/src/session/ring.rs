@@ -65,17 +65,29 @@ impl Ring {
         M::Target: GuestMemory,
     {
         let mut state = self.get_mut();
-        if !state.get_queue().ready() {
+        let is_running = state.is_enabled() && state.get_queue().ready();
+        let queue = state.get_queue_mut();
+        if !is_running {
             return Ok(None);
         }
-        Ok(state.get_queue_mut().iter(memory)?.next())
+        let available = queue.avail_idx(&*memory, Ordering::Acquire)?.0;
+        let chain = queue.iter(memory)?.next();
+        // The crate does not tell an entry that it cannot read from none.
+        if chain.is_none() && queue.next_avail() != available {
+            return Err(Error::InvalidAvailRingIndex);
+        }
+        Ok(chain)
     }
 
-    /// Returns a chain to the driver and signals it if it wants to be.
+    /// Returns a chain to the driver and signals it if it wants to be. A head that is no descriptor cannot be
+    /// returned, and is passed over.
     ///
     /// # Errors
     /// The used ring or its neighbour is out of reach.
     pub fn complete(&self, head: u16, used_length: u32, memory: &GuestMemoryMmap) -> Result<(), Error> {
+        if head >= self.get_ref().get_queue().size() {
+            return Ok(());
+        }
         self.add_used(head, used_length)?;
         if self.wants_signal(memory)? {
             // The only failure is a counter at its maximum: then the driver is signalled already.
@@ -134,8 +146,9 @@ impl VringT<Memory> for Ring {
         self.inner.signal_used_queue()
     }
 
+    /// Asks to be kicked for the next chain; says whether one is there already, which no kick will tell of.
     fn enable_notification(&self) -> Result<bool, Error> {
-        self.inner.enable_notification()
+        Ok(self.inner.enable_notification()? && self.is_running())
     }
 
     fn disable_notification(&self) -> Result<(), Error> {
@@ -170,7 +183,11 @@ impl VringT<Memory> for Ring {
         self.inner.queue_used_idx()
     }
 
+    /// The crate keeps the old size in place of one that is no power of two.
     fn set_queue_size(&self, num: u16) {
+        if !num.is_power_of_two() {
+            log::warn!("a ring's size of {num} is no power of two");
+        }
         self.inner.set_queue_size(num);
     }
 
