@@ -62,7 +62,7 @@ fn requests_made_during_a_pause_are_served_after_it() {
     let byte = vmm.place(&[0xff]);
     vmm.driver.requests().add(&[Buffer::readable(byte, 1)]).expect("there is room");
     vmm.driver.requests().kick();
-    assert!(!becomes_readable(vmm.driver.requests().call_fd(), MOMENT));
+    vmm.assert_rests();
     start_requests(&mut vmm);
     assert_eq!(vmm.used().written, 0);
     vmm.assert_keeps_page_0();
@@ -116,7 +116,7 @@ fn a_ring_that_is_disabled_waits_and_goes_on_when_it_is_enabled() {
     let byte = vmm.place(&[0xff]);
     vmm.driver.requests().add(&[Buffer::readable(byte, 1)]).expect("there is room");
     vmm.driver.requests().kick();
-    assert!(!becomes_readable(vmm.driver.requests().call_fd(), MOMENT));
+    vmm.assert_rests();
     vmm.front_end.enable_ring(0).expect("enabled");
     assert_eq!(vmm.used().written, 0);
     vmm.assert_keeps_page_0();

@@ -106,9 +106,10 @@ fn a_path_that_is_no_socket_is_left_alone() {
 fn a_socket_that_took_its_place_is_not_removed_at_the_end() {
     let served = Served::new();
     std::fs::remove_file(&served.socket).expect("removed");
-    let _theirs = UnixListener::bind(&served.socket).expect("a new one in its place");
+    let theirs = UnixListener::bind(&served.socket).expect("a new one in its place");
     served.daemon.end().expect("it ends");
     assert!(served.socket.exists());
+    drop(theirs);
 }
 
 #[test]

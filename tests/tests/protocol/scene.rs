@@ -191,6 +191,13 @@ impl Vmm {
         assert_eq!(self.map(0), INVALID, "page 0 was mapped, and is mapped no more");
     }
 
+    /// No chain comes back for a moment.
+    pub fn assert_rests(&mut self) {
+        // Nothing tells that nothing happens.
+        std::thread::sleep(MOMENT);
+        assert_eq!(self.driver.requests().take_used(), None);
+    }
+
     /// Guest memory of these bytes.
     pub fn place(&mut self, bytes: &[u8]) -> u64 {
         let address = self.arena.take(bytes.len().max(1) as u64, 16);
