@@ -97,7 +97,7 @@ fn indirect_tables_that_break_the_rules_come_back_unwritten() {
             ("a length of 0", descriptor(nested, 0, flags::INDIRECT, 0)),
             ("a table in a table", inner),
             ("65536 entries", descriptor(nested, 16 * 65536, flags::INDIRECT, 0)),
-            ("4 GiB", descriptor(nested, u32::MAX & !15, flags::INDIRECT, 0)),
+            ("4 GiB", descriptor(nested, !15, flags::INDIRECT, 0)),
             ("outside of memory", descriptor(NOWHERE, 32, flags::INDIRECT, 0)),
             ("at the end of memory", descriptor(HIGH + REGION - 8, 32, flags::INDIRECT, 0)),
             ("at the end of the space", descriptor(u64::MAX - 7, 32, flags::INDIRECT, 0)),

@@ -5,6 +5,8 @@
 //! Endpoints' back-ends are not here. To read: QEMU, `docs/interop/vhost-user.rst`; virtio 1.4, "Split Virtqueues".
 
 mod config;
+mod disk;
+mod events;
 mod fds;
 mod fuzz;
 mod hostile_rings;
@@ -15,3 +17,4 @@ mod notifications;
 mod process;
 mod requests;
 mod scene;
+mod under_way;

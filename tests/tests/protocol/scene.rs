@@ -229,7 +229,8 @@ impl Vmm {
     }
 }
 
-fn negotiated(socket: &Path, features: u64) -> FrontEnd {
+/// A VMM at `socket` that has accepted these features and done no more.
+pub fn negotiated(socket: &Path, features: u64) -> FrontEnd {
     let mut front_end = FrontEnd::connect(socket, PATIENCE).expect("the daemon listens");
     front_end.negotiate(Wanted { features, ..Wanted::default() }).expect("negotiated");
     front_end
