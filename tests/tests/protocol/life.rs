@@ -3,9 +3,14 @@
 //! What the device keeps and forgets: resets, pauses, connections that come and go.
 
 use std::thread;
+use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use vhost::VhostBackend;
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use viommu_core::wire::BYPASS_OFFSET;
-use viommu_tests::driver::Buffer;
+use viommu_tests::driver::{Arena, Buffer, EventIdx, GuestMemory, IommuDriver, SplitQueue};
+use viommu_tests::front_end::FrontEnd;
 
 use crate::scene::*;
 
@@ -30,7 +35,7 @@ fn a_device_reset_forgets_domains_and_keeps_bypass() {
     vmm.front_end.stop_ring(0).expect("stopped");
     vmm.driver.restart();
     let features = vmm.front_end.features();
-    vmm.front_end.step(|vhost| vhost::VhostBackend::set_features(vhost, features)).expect("accepted");
+    vmm.front_end.step(|vhost| vhost.set_features(features)).expect("accepted");
     start_requests(&mut vmm);
     assert_eq!(vmm.map(0), NO_ENTRY);
     assert_eq!(vmm.front_end.config().expect("forty bytes").bypass, 0);
@@ -159,7 +164,7 @@ fn two_hundred_connections_leave_no_descriptor_and_no_thread_behind() {
 }
 
 #[test]
-fn a_second_vmm_waits_for_the_first_to_leave() {
+fn a_second_vmm_waits_for_thefirst_to_leave() {
     let served = Served::new();
     let mut first = served.vmm();
     first.attach();
@@ -173,4 +178,42 @@ fn a_second_vmm_waits_for_the_first_to_leave() {
         let mut second = second.join().expect("it is served in its turn");
         assert_eq!(second.map(0), NO_ENTRY);
     });
+}
+
+#[test]
+fn a_vmm_without_protocol_features_is_served() {
+    let served = Served::new();
+    let mut front_end = FrontEnd::connect(&served.socket, PATIENCE).expect("the daemon listens");
+    front_end
+        .step(|vhost| {
+            let offered = vhost.get_features()?;
+            vhost.set_owner()?;
+            vhost.set_features(offered & !(VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()))
+        })
+        .expect("accepted");
+    let memory = GuestMemory::new(&[(HIGH, REGION)]).expect("memory");
+    let mut arena = Arena::new(HIGH, REGION);
+    let mut queue = || SplitQueue::new(&memory, &mut arena, 64, EventIdx::On).expect("a queue");
+    let (requests, events) = (queue(), queue());
+    front_end.set_memory(&memory).expect("one region");
+    front_end.start_ring(0, &requests).expect("started");
+    let mut driver = IommuDriver::new(&mut arena, requests, events, 512, PATIENCE);
+    assert_ok(&driver.probe(ENDPOINT).expect("a reply"));
+}
+
+#[test]
+fn a_daemon_without_descriptors_left_serves_when_it_has_some_again() {
+    let served = Served::new();
+    served.assert_serves();
+    eventually("the daemon waits for a VMM", || served.lines_with("VMM disconnected") > 0);
+    let pid = Pid::from_raw(served.daemon.pid().try_into().expect("a process id"));
+    let usual = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(4), maximum: usual.maximum };
+    prlimit(pid, Resource::Nofile, none).expect("limited");
+    let first = served.connection();
+    served.daemon.wait_for("cannot serve a VMM", PATIENCE).expect("told");
+    assert!(served.processor_time_in_half_a_second() < Duration::from_millis(100));
+    prlimit(pid, Resource::Nofile, usual).expect("as before");
+    drop(first);
+    served.assert_serves();
 }
