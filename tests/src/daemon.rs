@@ -123,8 +123,16 @@ impl Daemon {
     ///
     /// # Errors
     /// It does not end.
-    pub fn end(mut self) -> Result<(ExitStatus, Vec<String>)> {
-        kill_process(Pid::from_child(&self.process), Signal::TERM)?;
+    pub fn end(self) -> Result<(ExitStatus, Vec<String>)> {
+        self.end_by(Signal::TERM)
+    }
+
+    /// Sends it `signal`, waits for its end, and returns its status and whole log.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn end_by(mut self, signal: Signal) -> Result<(ExitStatus, Vec<String>)> {
+        kill_process(Pid::from_child(&self.process), signal)?;
         let deadline = Instant::now() + PATIENCE;
         let mut log = self.log.lock();
         while !log.is_over {

@@ -37,7 +37,10 @@ pub fn inherited_listener(number: RawFd) -> Result<UnixListener, UsageError> {
     if sockopt::socket_acceptconn(&fd) != Ok(true) || sockopt::socket_domain(&fd) != Ok(AddressFamily::UNIX) {
         return Err(refuse("this is no listening Unix socket"));
     }
-    Ok(UnixListener::from(fd))
+    let listener = UnixListener::from(fd);
+    // Otherwise the crate that accepts would ask again and again.
+    listener.set_nonblocking(false).map_err(|error| refuse(&format!("it cannot be waited for: {error}")))?;
+    Ok(listener)
 }
 
 /// The event that ends a worker of `vhost-user-backend`.

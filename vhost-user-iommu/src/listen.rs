@@ -4,21 +4,37 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use crate::usage_error::UsageError;
 
-/// The file of a listening socket, removed when this is dropped.
+/// The file of a listening socket, removed when this is dropped, unless another has taken its place.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> SocketFile {
+        SocketFile { path: path.to_owned(), identity: identity(path) }
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already, and nobody is left to tell.
-        let _ = fs::remove_file(&self.0);
+        if identity(&self.path) == self.identity {
+            // It may be gone already, and nobody is left to tell.
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// What tells a file from another under the same name: its device and inode.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Listens at `path`, in place of a socket there that nobody listens on any more; `option` is where the user named
@@ -43,7 +59,7 @@ pub fn listen(option: &'static str, path: &Path) -> Result<(UnixListener, Socket
         bound => bound,
     };
     match bound {
-        Ok(listener) => Ok((listener, SocketFile(path.to_owned()))),
+        Ok(listener) => Ok((listener, SocketFile::at(path))),
         Err(error) => {
             let mend = "name a path of at most 107 bytes in a folder that exists and that you may write to";
             Err(refuse(format!("no socket can be made there: {error}"), mend))

@@ -17,6 +17,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{
     GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
 };
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
@@ -99,6 +100,15 @@ impl Backend {
     }
 }
 
+/// Whether all of the region lies in its file: an access beyond the end would end the process.
+fn is_backed(region: &GuestRegionMmap) -> bool {
+    region.file_offset().is_none_or(|place| {
+        let end = place.start().checked_add(region.len());
+        // What is no regular file, a device for example, does not tell its size.
+        place.file().metadata().is_ok_and(|file| !file.is_file() || end.is_some_and(|end| end <= file.len()))
+    })
+}
+
 impl VhostUserBackend for Backend {
     type Bitmap = ();
     type Vring = Ring;
@@ -159,8 +169,14 @@ impl VhostUserBackend for Backend {
             .iter()
             .filter_map(|region| IovaRange::from_length(region.start_addr().0, region.len()))
             .collect();
+        if let Some(region) = memory.iter().find(|region| !is_backed(region)) {
+            let start = region.start_addr().0;
+            return Err(io::Error::other(format!("the file of the guest memory at {start:#x} is too short")));
+        }
         debug!("guest memory: {}", regions.iter().map(IovaRange::to_string).collect::<Vec<_>>().join(", "));
         self.iommu.set_guest_memory(&regions);
+        // A ring that was out of reach may be back: its kick has come to nothing.
+        self.event_waits.wake();
         Ok(())
     }
 
@@ -186,7 +202,7 @@ impl VhostUserBackend for Backend {
         if source == EVENT_WAITS {
             self.event_waits.clear();
         }
-        if source == REQUEST_QUEUE
+        if source != EVENT_QUEUE
             && let Some(ring) = ring(REQUEST_QUEUE)
         {
             self.serve_requests(ring);

@@ -62,7 +62,9 @@ impl Buffers {
         let mut rest = reply;
         for (address, length) in &self.writable {
             let (piece, left) = rest.split_at(rest.len().min(*length));
-            memory.write_slice(piece, *address).map_err(|_| BadChain)?;
+            if !piece.is_empty() {
+                memory.write_slice(piece, *address).map_err(|_| BadChain)?;
+            }
             rest = left;
         }
         if rest.is_empty() { Ok(u32::try_from(reply.len()).map_err(|_| BadChain)?) } else { Err(BadChain) }

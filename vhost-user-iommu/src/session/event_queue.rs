@@ -3,6 +3,7 @@
 //! The event queue: faults that wait go out as long as the driver has given buffers.
 
 use log::Level;
+use vhost_user_backend::VringT;
 use virtio_queue::Error;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
@@ -25,7 +26,7 @@ impl Default for EventQueue {
 }
 
 impl EventQueue {
-    /// Writes events until there are no more, or no more buffers.
+    /// Writes events until there are no more, or no more buffers: then it asks to be kicked for the next.
     pub fn serve(&self, ring: &Ring, memory: &GuestMemoryAtomic<GuestMemoryMmap>, iommu: &Iommu) {
         if let Err(error) = self.serve_all(ring, memory, iommu) {
             self.broken.log(|| format!("the event queue is broken: {error}"));
@@ -41,7 +42,12 @@ impl EventQueue {
         while let Some(event) = iommu.next_event() {
             let memory = memory.memory();
             let chain = ring.next_chain(memory.clone())?;
-            let Some(chain) = chain else { return Ok(()) };
+            let Some(chain) = chain else {
+                match ring.enable_notification()? {
+                    true => continue,
+                    false => return Ok(()),
+                }
+            };
             let head = chain.head_index();
             //= virtio#devicenormative:IOMMU/Fault reporting
             // A buffer that is too small goes back empty; a report is never spread over two.

@@ -8,6 +8,7 @@
 mod backend;
 mod chain;
 mod event_queue;
+mod kick;
 mod request_queue;
 mod ring;
 

@@ -31,6 +31,8 @@ impl RequestQueue {
     pub fn serve(&self, ring: &Ring, memory: &GuestMemoryAtomic<GuestMemoryMmap>, iommu: &Iommu) {
         if let Err(error) = self.serve_all(ring, memory, iommu) {
             self.broken.log(|| format!("the request queue is broken: {error}"));
+            // Where even this fails, the ring is out of reach for the driver's wishes, too.
+            let _ = ring.enable_notification();
         }
     }
 

@@ -2,24 +2,33 @@
 
 //! A virtqueue as `vhost-user-backend` wants it, that no file descriptor of the front-end can stop.
 //!
-//! The crate's own ring ends its worker thread when a kick turns out to be none, and can wait for ever on a file
-//! descriptor that blocks. This one wraps it and makes both harmless.
+//! The crate's own ring ends its worker thread when a kick turns out to be none, waits for ever on a file descriptor
+//! that blocks, and spins on one that was replaced or has hung up. This one wraps it and makes all of them harmless.
 
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Mutex};
 
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{DescriptorChain, Error, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::sync::lock;
+
+use super::kick::{Kick, non_blocking};
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Inner = VringRwLock<Memory>;
 
 /// One virtqueue.
 #[derive(Clone)]
-pub struct Ring(Inner);
+pub struct Ring {
+    inner: Inner,
+    /// From the first kick on, until the ring is stopped.
+    kick: Arc<Mutex<Option<Kick>>>,
+}
 
 /// Where a ring lies and how far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,23 +65,42 @@ impl Ring {
         M::Target: GuestMemory,
     {
         let mut state = self.get_mut();
-        if !state.get_queue().ready() {
+        let is_running = state.is_enabled() && state.get_queue().ready();
+        let queue = state.get_queue_mut();
+        if !is_running {
             return Ok(None);
         }
-        Ok(state.get_queue_mut().iter(memory)?.next())
+        let available = queue.avail_idx(&*memory, Ordering::Acquire)?.0;
+        let chain = queue.iter(memory)?.next();
+        // The crate does not tell an entry that it cannot read from none.
+        if chain.is_none() && queue.next_avail() != available {
+            return Err(Error::InvalidAvailRingIndex);
+        }
+        Ok(chain)
     }
 
-    /// Returns a chain to the driver and signals it if it wants to be.
+    /// Returns a chain to the driver and signals it if it wants to be. A head that is no descriptor cannot be
+    /// returned, and is passed over.
     ///
     /// # Errors
     /// The used ring or its neighbour is out of reach.
     pub fn complete(&self, head: u16, used_length: u32, memory: &GuestMemoryMmap) -> Result<(), Error> {
+        if head >= self.get_ref().get_queue().size() {
+            return Ok(());
+        }
         self.add_used(head, used_length)?;
         if self.wants_signal(memory)? {
             // The only failure is a counter at its maximum: then the driver is signalled already.
             let _ = self.signal_used_queue();
         }
         Ok(())
+    }
+
+    fn start_kick(&self, file: File) -> io::Result<Kick> {
+        let mut kick = Kick::new()?;
+        kick.replace(Some(file))?;
+        self.inner.set_kick(Some(kick.watched()?));
+        Ok(kick)
     }
 
     /// The queue's own answer counts only with EVENT_IDX: without, it does not look at the driver's flag.
@@ -89,14 +117,6 @@ impl Ring {
     }
 }
 
-/// Takes a file descriptor of the front-end so that reading or writing it never waits.
-fn non_blocking(file: Option<File>) -> Option<File> {
-    file.filter(|file| {
-        let flags = rustix::fs::fcntl_getfl(file);
-        flags.is_ok_and(|flags| rustix::fs::fcntl_setfl(file, flags | rustix::fs::OFlags::NONBLOCK).is_ok())
-    })
-}
-
 impl<'a> VringStateGuard<'a, Memory> for Ring {
     type G = <Inner as VringStateGuard<'a, Memory>>::G;
 }
@@ -107,96 +127,109 @@ impl<'a> VringStateMutGuard<'a, Memory> for Ring {
 
 impl VringT<Memory> for Ring {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
-        Inner::new(mem, max_queue_size).map(Ring)
+        Ok(Ring { inner: Inner::new(mem, max_queue_size)?, kick: Arc::default() })
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
-        self.0.get_ref()
+        self.inner.get_ref()
     }
 
     fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
-        self.0.get_mut()
+        self.inner.get_mut()
     }
 
     fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
-        self.0.add_used(desc_index, len)
+        self.inner.add_used(desc_index, len)
     }
 
     fn signal_used_queue(&self) -> io::Result<()> {
-        self.0.signal_used_queue()
+        self.inner.signal_used_queue()
     }
 
+    /// Asks to be kicked for the next chain; says whether one is there already, which no kick will tell of.
     fn enable_notification(&self) -> Result<bool, Error> {
-        self.0.enable_notification()
+        Ok(self.inner.enable_notification()? && self.is_running())
     }
 
     fn disable_notification(&self) -> Result<(), Error> {
-        self.0.disable_notification()
+        self.inner.disable_notification()
     }
 
     fn needs_notification(&self) -> Result<bool, Error> {
-        self.0.needs_notification()
+        self.inner.needs_notification()
     }
 
     fn set_enabled(&self, enabled: bool) {
-        self.0.set_enabled(enabled);
+        self.inner.set_enabled(enabled);
     }
 
     fn set_queue_info(&self, desc_table: u64, avail_ring: u64, used_ring: u64) -> Result<(), Error> {
-        self.0.set_queue_info(desc_table, avail_ring, used_ring)
+        self.inner.set_queue_info(desc_table, avail_ring, used_ring)
     }
 
     fn queue_next_avail(&self) -> u16 {
-        self.0.queue_next_avail()
+        self.inner.queue_next_avail()
     }
 
     fn set_queue_next_avail(&self, base: u16) {
-        self.0.set_queue_next_avail(base);
+        self.inner.set_queue_next_avail(base);
     }
 
     fn set_queue_next_used(&self, idx: u16) {
-        self.0.set_queue_next_used(idx);
+        self.inner.set_queue_next_used(idx);
     }
 
     fn queue_used_idx(&self) -> Result<u16, Error> {
-        self.0.queue_used_idx()
+        self.inner.queue_used_idx()
     }
 
+    /// The crate keeps the old size in place of one that is no power of two.
     fn set_queue_size(&self, num: u16) {
-        self.0.set_queue_size(num);
+        if !num.is_power_of_two() {
+            log::warn!("a ring's size of {num} is no power of two");
+        }
+        self.inner.set_queue_size(num);
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
-        self.0.set_queue_event_idx(enabled);
+        self.inner.set_queue_event_idx(enabled);
     }
 
     fn set_queue_ready(&self, ready: bool) {
-        self.0.set_queue_ready(ready);
+        self.inner.set_queue_ready(ready);
     }
 
+    /// The crate is given the poll set that the kick is in, once: the ring starts then. It is stopped already when it
+    /// loses it.
     fn set_kick(&self, file: Option<File>) {
-        self.0.set_kick(non_blocking(file));
+        let mut kick = lock(&self.kick);
+        let is_started = self.get_ref().get_queue().ready();
+        let taken = match (kick.as_mut().filter(|_| is_started), file) {
+            (Some(kick), file) => kick.replace(file),
+            (None, None) => {
+                self.inner.set_kick(None);
+                *kick = None;
+                Ok(())
+            }
+            (None, Some(file)) => self.start_kick(file).map(|started| *kick = Some(started)),
+        };
+        if let Err(error) = taken {
+            log::warn!("a ring's kick cannot be waited for: {error}");
+        }
     }
 
-    /// A wake-up without a kick is no error. A kick that fails otherwise, a pipe whose other end is closed, would
-    /// wake the worker for ever: it is closed, and so leaves the worker's poll set.
     fn read_kick(&self) -> io::Result<bool> {
-        let kicked = self.0.read_kick();
-        match kicked {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                log::warn!("a ring's kick is closed: {error}");
-                self.0.set_kick(None);
-            }
-            _ => {}
+        if let Some(kick) = lock(&self.kick).as_mut() {
+            kick.consume();
         }
-        Ok(self.get_ref().is_enabled())
+        Ok(self.is_running())
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.0.set_call(non_blocking(file));
+        self.inner.set_call(file.and_then(|file| non_blocking(file).ok()));
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.0.set_err(file);
+        self.inner.set_err(file);
     }
 }
