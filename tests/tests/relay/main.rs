@@ -6,5 +6,6 @@
 //! `vhost-user-iommu/src/relay` and `vhost-user-iommu/src/iommu/serving.rs`.
 
 mod bed;
+mod invalidation;
 mod translation;
 mod vmm;

@@ -127,14 +127,16 @@ impl Conversation<'_> {
     }
 
     /// Sends an entry. The miss that it is for is answered when the entry is in place; at once, though, while an
-    /// invalidation is under way, since a back-end may be waiting for its miss before it acknowledges that.
+    /// invalidation is under way, since a back-end may be waiting for its miss before it acknowledges that. The
+    /// entry is then sent without asking for an acknowledgement, which could be taken for that of the invalidation.
     fn update(&mut self, update: &IotlbMessage, answer: Option<Message>) -> Result<(), Failure> {
-        self.send_back(Message::from(update).with_need_reply())?;
+        let update = Message::from(update);
         if self.owed.iter().any(|owed| matches!(owed, Owed::Invalidate { .. })) {
-            self.owe(Owed::Update { miss: None })?;
+            self.send_back(update)?;
             return self.answer_back(answer);
         }
-        self.owe(Owed::Update { miss: answer })
+        self.owe(Owed::Update { miss: answer })?;
+        self.send_back(update.with_need_reply())
     }
 
     /// Takes the back-end's answer to something that the relay itself asked.
