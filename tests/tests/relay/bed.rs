@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vhost::VhostBackend;
 use viommu_core::wire::{MAP_F_READ, MAP_F_WRITE};
 use viommu_core::{DomainId, EndpointId, Gpa, IovaRange, Status};
 use viommu_tests::daemon::Daemon;
@@ -203,8 +204,10 @@ impl Guest {
         }
     }
 
-    /// The driver starts anew, as it does after it has reset the device.
+    /// The driver starts anew, as it does after it has reset the device; of that the VMM tells by the features.
     pub fn restart(&mut self) {
+        let features = self.front.features();
+        self.front.step(|vhost| vhost.set_features(features)).expect("features");
         self.driver.restart();
         self.start_rings();
         self.driver.post_event_buffers(32);

@@ -7,5 +7,6 @@
 
 mod bed;
 mod invalidation;
+mod lifecycle;
 mod translation;
 mod vmm;
