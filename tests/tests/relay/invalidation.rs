@@ -164,9 +164,9 @@ fn a_disk_that_never_acknowledges_fails_its_own_unmaps_and_nothing_else() {
 
 #[test]
 fn a_late_acknowledgement_makes_unmaps_possible_again() {
-    let bed = Bed::with(&[Options::default()], &["--unmap-timeout", "100"]);
+    let bed = Bed::with(&[Options::default()], &["--unmap-timeout", "200"]);
     let (mut guest, _vmm) = bed.run();
-    bed.disk(0).set_on_invalidate(OnInvalidate::AcknowledgeAfter(Duration::from_millis(400)));
+    bed.disk(0).set_on_invalidate(OnInvalidate::AcknowledgeAfter(Duration::from_millis(600)));
     has_status(guest.driver.unmap(DOMAIN, range(SECRET_IOVA, PAGE)).expect("a reply"), Status::DevErr);
     bed.disk(0).set_on_invalidate(OnInvalidate::Acknowledge);
     // The peek's miss is served, and its entry taken, after the acknowledgement.

@@ -6,6 +6,7 @@
 //! `vhost-user-iommu/src/relay` and `vhost-user-iommu/src/iommu/serving.rs`.
 
 mod bed;
+mod conversation;
 mod invalidation;
 mod lifecycle;
 mod translation;

@@ -140,51 +140,72 @@ impl<'a> Conversation<'a> {
     /// Why the conversation cannot go on. Either way all that was ordered of it is done with.
     pub fn run(mut self, orders: &Orders) -> Result<End, Failure> {
         loop {
-            self.wait(orders)?;
-            self.obey(orders.take())?;
-            match self.receive_all() {
+            match self.step(orders) {
                 Err(Failure::Front(ChannelError::Disconnected)) => return Ok(End::Front),
                 Err(Failure::Back(ChannelError::Disconnected)) => return Ok(End::Back),
-                received => received?,
+                done => done?,
             }
-            self.flush()?;
         }
     }
 
+    fn step(&mut self, orders: &Orders) -> Result<(), Failure> {
+        self.wait(orders)?;
+        self.receive_all()?;
+        // After what has come, which may be an acknowledgement that is late already.
+        self.obey(orders.take())?;
+        self.flush()
+    }
+
     fn wait(&self, orders: &Orders) -> Result<(), Failure> {
-        let channels =
-            [Some(&self.front), Some(&self.back), Some(&self.back_requests), self.front_requests.as_ref()];
-        let interest = |channel: &Channel| {
-            if channel.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
+        let polled_for = |channel, reading| {
+            let writing = if Channel::wants_write(channel) { PollFlags::OUT } else { PollFlags::empty() };
+            PollFd::from_borrowed_fd(channel.as_fd(), reading | writing)
         };
-        let mut polled: Vec<PollFd<'_>> = channels
-            .into_iter()
-            .flatten()
-            .map(|channel| PollFd::from_borrowed_fd(channel.as_fd(), interest(channel)))
-            .collect();
+        let front_reading = if self.is_congested() { PollFlags::empty() } else { PollFlags::IN };
+        let mut polled = vec![polled_for(&self.front, front_reading)];
+        let others = [Some(&self.back), Some(&self.back_requests), self.front_requests.as_ref()];
+        polled.extend(others.into_iter().flatten().map(|channel| polled_for(channel, PollFlags::IN)));
         polled.push(PollFd::from_borrowed_fd(orders.as_fd(), PollFlags::IN));
         match poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
+        let front_ended = polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        if self.is_congested() && front_ended {
+            // What it said last goes nowhere, and nothing else would notice that it is gone.
+            return Err(Failure::Front(ChannelError::Disconnected));
+        }
+        Ok(())
+    }
+
+    /// Whether the back-end is behind with reading. The VMM then has to wait: it may send as much as it likes
+    /// before it waits for an answer.
+    fn is_congested(&self) -> bool {
+        self.back.wants_write()
     }
 
     fn receive_all(&mut self) -> Result<(), Failure> {
         // The back-end comes first: what it says before it leaves is carried, and so is its leaving.
         while let Some(message) = self.back.receive().map_err(Failure::Back)? {
             self.take_from_back(message)?;
+            self.flush()?;
         }
-        while let Some(message) = self.front.receive().map_err(Failure::Front)? {
+        while !self.is_congested()
+            && let Some(message) = self.front.receive().map_err(Failure::Front)?
+        {
             self.take_from_front(message)?;
+            self.flush()?;
         }
         while let Some(message) = self.back_requests.receive().map_err(Failure::Back)? {
             self.take_back_request(message)?;
+            self.flush()?;
         }
-        if let Some(channel) = &mut self.front_requests {
+        while let Some(channel) = &mut self.front_requests
+            && let Some(message) = channel.receive().map_err(Failure::Front)?
+        {
             // Only answers come from there.
-            while let Some(message) = channel.receive().map_err(Failure::Front)? {
-                self.back_requests.queue(message).map_err(Failure::Back)?;
-            }
+            self.back_requests.queue(message).map_err(Failure::Back)?;
+            self.flush()?;
         }
         Ok(())
     }
