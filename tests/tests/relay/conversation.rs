@@ -8,15 +8,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
-use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use vhost::VhostBackend;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_iommu::message::features::{self, ACCESS_PLATFORM, LOG_ALL, VERSION_1, protocol};
 use vhost_user_iommu::message::{
     FrontendRequest, IotlbMessage, MemoryRegion, VringAddress, VringState, memory_table_payload,
 };
 use viommu_tests::front_end::{Message, NEED_REPLY, REPLY, VERSION};
-use viommu_tests::iotlb_disk::{Event, Options};
+use viommu_tests::iotlb_disk::Options;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::bed::*;
@@ -71,6 +70,26 @@ fn each_side_is_offered_what_translation_needs_and_the_vmm_nothing_that_is_not_c
     assert_eq!(negotiated.features, vmm.front.features() | ACCESS_PLATFORM);
     let needed = protocol::REPLY_ACK | protocol::BACKEND_REQ;
     assert_eq!(negotiated.protocol_features, vmm.front.protocol_features().bits() | needed);
+}
+
+#[test]
+fn a_vmm_cannot_accept_what_it_was_not_offered() {
+    let all = Options::default();
+    let logging = Options { features: all.features | LOG_ALL, protocol_features: (1 << 23) - 1, ..all };
+    let bed = Bed::with(&[logging], &[]);
+    let mut vmm = DiskVmm::connect(&bed, 0);
+    vmm.front.negotiate(wanted()).expect("negotiates");
+    let set = |request: FrontendRequest, value: u64| message(request, value.as_bytes());
+    let connection = vmm.front.connection();
+    connection.send(&set(FrontendRequest::SET_PROTOCOL_FEATURES, u64::MAX), &[]).expect("sends");
+    let features = LOG_ALL | VERSION_1 | features::PROTOCOL_FEATURES;
+    let acked = Message { flags: VERSION | NEED_REPLY, ..set(FrontendRequest::SET_FEATURES, features) };
+    let reply = connection.call(&acked, &[], PATIENCE).expect("a reply");
+    assert_eq!(reply.body, 0u64.as_bytes());
+    let negotiated = bed.disk(0).negotiated().expect("negotiated");
+    assert_eq!(negotiated.features, VERSION_1 | features::PROTOCOL_FEATURES | ACCESS_PLATFORM);
+    let hidden = protocol::LOG_SHMFD | protocol::INBAND_NOTIFICATIONS | protocol::GPA_ADDRESSES;
+    assert_eq!(negotiated.protocol_features & hidden, 0);
 }
 
 #[test]

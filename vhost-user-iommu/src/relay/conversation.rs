@@ -276,7 +276,8 @@ impl<'a> Conversation<'a> {
 
     /// The back-end needs two features whatever the VMM wants; with them it gets the channel for its misses.
     fn set_protocol_features(&mut self, message: Message) -> Result<(), Failure> {
-        let features = message.body::<u64>()? | protocol::REPLY_ACK | protocol::BACKEND_REQ;
+        let accepted = message.body::<u64>()? & messages::PROTOCOL_FEATURES;
+        let features = accepted | protocol::REPLY_ACK | protocol::BACKEND_REQ;
         self.carry(with_payload(message, features), Answered::OnDemand)?;
         if let Some(end) = self.back_requests_end.take() {
             self.owe(Owed::Channel)?;
