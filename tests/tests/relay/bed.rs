@@ -92,9 +92,9 @@ impl Bed {
     pub fn serve_disk(&mut self, number: usize, options: Options) {
         let content: Vec<u8> = (0..64u8).flat_map(|sector| [sector; SECTOR]).collect();
         let image = Image::memory(&content).expect("an image");
-        let path = self.folder.path().join(format!("disk{number}"));
         self.disks[number] = None;
-        self.disks[number] = Some(IotlbDisk::serve(&path, image, options).expect("the disk serves"));
+        let disk = IotlbDisk::serve(&self.disk_path(number), image, options);
+        self.disks[number] = Some(disk.expect("the disk serves"));
     }
 
     /// A disk that runs.
@@ -105,6 +105,11 @@ impl Bed {
     /// Where the VMM connects to the disk `number`.
     pub fn front_path(&self, number: usize) -> PathBuf {
         self.folder.path().join(format!("front{number}"))
+    }
+
+    /// Where the daemon looks for the disk `number`.
+    pub fn disk_path(&self, number: usize) -> PathBuf {
+        self.folder.path().join(format!("disk{number}"))
     }
 
     /// Where the VMM connects to the IOMMU.

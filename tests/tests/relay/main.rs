@@ -5,8 +5,10 @@
 //! The daemon is the real process, which has to be built; VMM, guest and disk are doubles in this one. To read:
 //! `vhost-user-iommu/src/relay` and `vhost-user-iommu/src/iommu/serving.rs`.
 
+mod back_end;
 mod bed;
 mod conversation;
+mod hostile;
 mod invalidation;
 mod lifecycle;
 mod translation;

@@ -65,8 +65,13 @@ pub fn wanted() -> Wanted {
 impl DiskVmm {
     /// The VMM finds the disk `number` and gives it memory.
     pub fn plug(bed: &Bed, number: usize) -> DiskVmm {
+        DiskVmm::plug_with(bed, number, wanted())
+    }
+
+    /// The same, by a VMM that accepts other features.
+    pub fn plug_with(bed: &Bed, number: usize, wanted: Wanted) -> DiskVmm {
         let mut vmm = DiskVmm::connect(bed, number);
-        vmm.front.negotiate(wanted()).expect("negotiates");
+        vmm.front.negotiate(wanted).expect("negotiates");
         vmm.front.set_memory(&bed.memory).expect("memory");
         vmm
     }
