@@ -2,12 +2,13 @@
 
 //! What the driver takes away is gone when it is told so, however the disk behaves.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use viommu_core::{DomainId, Gpa, Status, wire::MAP_F_READ};
-use viommu_tests::iotlb_disk::{Event, OnInvalidate, Options, StrayDma};
+use viommu_tests::iotlb_disk::{Event, OnInvalidate, Options};
 
 use crate::bed::*;
 use crate::vmm::DiskVmm;
@@ -85,34 +86,89 @@ fn a_disk_that_waits_for_a_miss_before_it_acknowledges_is_no_deadlock() {
     assert_eq!(vmm.read_sector(4), Ok([4; SECTOR]));
 }
 
-#[test]
-fn no_entry_survives_an_unmap_that_races_with_misses() {
-    let bed = Bed::new();
-    let (mut guest, _vmm) = bed.run();
+/// Does `act` while other accesses of the disk to `iova` race with it.
+fn raced(bed: &Bed, iova: u64, act: impl FnOnce()) {
     let stop = AtomicBool::new(false);
-    let iova = 0x70_0000;
+    let updates = bed.disk(0).stats().updates;
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 bed.peek(0, iova);
             }
         });
-        let raced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for round in 0..ROUNDS {
-                bed.memory.write(SECRET.0, SECRET.1);
-                guest.map(DOMAIN, iova, PAGE, SECRET.0);
-                guest.unmap(DOMAIN, iova, PAGE);
-                let outcome = bed.disk(0).stray_dma(iova, StrayDma::Read(8));
-                assert!(is_refused(&outcome), "round {round}: {outcome:?}");
-            }
-        }));
+        let acted = catch_unwind(AssertUnwindSafe(act));
         stop.store(true, Ordering::Relaxed);
-        raced.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        acted.unwrap_or_else(|panic| resume_unwind(panic));
     });
-    assert!(bed.disk(0).stats().updates > 20, "hardly a race: {:?}", bed.disk(0).stats());
+    let updates = bed.disk(0).stats().updates - updates;
+    assert!(updates > 20, "hardly a race: {updates} entries");
 }
 
-const ROUNDS: u32 = 2000;
+#[test]
+fn no_entry_survives_an_unmap_that_races_with_misses() {
+    let bed = Bed::new();
+    let (mut guest, _vmm) = bed.run();
+    let iova = 0x70_0000;
+    raced(&bed, iova, || {
+        for round in 0..2000 {
+            guest.map(DOMAIN, iova, PAGE, SECRET.0);
+            guest.unmap(DOMAIN, iova, PAGE);
+            let outcome = bed.peek(0, iova);
+            assert!(is_refused(&outcome), "round {round}: {outcome:?}");
+        }
+    });
+}
+
+#[test]
+fn no_entry_survives_a_move_between_domains_that_races_with_misses() {
+    let bed = Bed::new();
+    let (mut guest, _vmm) = bed.run();
+    // Within reach without translation, and in no domain.
+    let gpa = SECRET.0;
+    raced(&bed, gpa, || {
+        for round in 0..1000 {
+            guest.detach(0, DOMAIN);
+            assert_eq!(bed.peek(0, gpa), secret(), "round {round}");
+            guest.attach(0, DOMAIN);
+            let outcome = bed.peek(0, gpa);
+            assert!(is_refused(&outcome), "round {round}: {outcome:?}");
+        }
+    });
+}
+
+#[test]
+fn no_entry_survives_an_unmap_while_the_vmm_changes_memory_and_the_disk_is_reset() {
+    let bed = Bed::new();
+    let (mut guest, mut vmm) = bed.run();
+    let iova = 0x70_0000;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let vmm = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                vmm.remove_memory(2);
+                vmm.add_memory(2);
+                vmm.front.set_memory(&bed.memory).expect("memory");
+                vmm.stop();
+                vmm.front.reset_device().expect("a reset");
+                vmm.start(SHIFT);
+                assert_eq!(vmm.read_sector(3), Ok([3; SECTOR]));
+            }
+        });
+        let acted = catch_unwind(AssertUnwindSafe(|| {
+            raced(&bed, iova, || {
+                for round in 0..500 {
+                    guest.map(DOMAIN, iova, PAGE, SECRET.0);
+                    guest.unmap(DOMAIN, iova, PAGE);
+                    let outcome = bed.peek(0, iova);
+                    assert_ne!(outcome, secret(), "round {round}");
+                }
+            })
+        }));
+        stop.store(true, Ordering::Relaxed);
+        vmm.join().expect("the disk works");
+        acted.unwrap_or_else(|panic| resume_unwind(panic));
+    });
+}
 
 #[test]
 fn a_disk_that_never_acknowledges_fails_its_own_unmaps_and_nothing_else() {
