@@ -19,7 +19,7 @@ use viommu_tests::iotlb_disk::Options;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::bed::*;
-use crate::vmm::{DiskVmm, wanted};
+use crate::vmm::{DiskVmm, RINGS, wanted};
 
 /// A raw message of the VMM.
 fn message(request: FrontendRequest, body: &[u8]) -> Message {
@@ -112,6 +112,23 @@ fn a_back_end_without_an_iotlb_is_refused_with_the_reason() {
         bed.serve_disk(0, all);
         let (_guest, _vmm) = bed.run();
     }
+}
+
+#[test]
+fn a_vmm_without_protocol_features_is_refused_with_the_reason() {
+    let bed = Bed::new();
+    let mut guest = bed.boot();
+    let mut vmm = DiskVmm::connect(&bed, 0);
+    vmm.front.step(|vhost| vhost.get_features()).expect("features");
+    vmm.front.step(|vhost| vhost.set_features(VERSION_1)).expect("features");
+    vmm.front.set_memory(&bed.memory).expect("memory");
+    // Nothing is cached yet, and so nothing is in the way of the guest.
+    guest.attach(0, DOMAIN);
+    let ring = bed.memory.vmm_address(RINGS.of(0).0);
+    // Fails only if the conversation has ended already.
+    let _ = vmm.set_ring_addresses([ring, ring + 0x1000, ring + 0x2000]);
+    vmm.front.connection().wait_closed(PATIENCE).expect("the conversation ends");
+    bed.wait_log("the VMM starts a ring without the protocol features that an IOTLB takes");
 }
 
 #[test]

@@ -63,6 +63,11 @@ pub enum Failure {
     /// A ring that cannot be.
     #[error("the VMM sets up ring {0}, and no device has so many")]
     NoRing(u32),
+    /// A VMM that speaks no protocol features, and so none of those that an IOTLB takes.
+    #[error(
+        "the VMM starts a ring without the protocol features that an IOTLB takes; use one that negotiates them"
+    )]
+    NoProtocolFeatures,
     /// A back-end without an IOTLB.
     #[error(
         "the back-end does not offer {0}: it cannot work behind an IOMMU; use one that supports IOTLB messages"
@@ -312,11 +317,19 @@ impl<'a> Conversation<'a> {
 
     /// For a device that comes to life: whatever its addresses meant before, they now mean what the IOMMU says.
     fn note(&mut self, start: Start) -> Result<(), Failure> {
+        if !self.has_channel() {
+            return Err(Failure::NoProtocolFeatures);
+        }
         if start == Start::Fresh {
             self.forget_all()?;
             self.relay.iommu.restarted(self.relay.endpoint);
         }
         Ok(())
+    }
+
+    /// Whether the back-end can report misses.
+    pub(super) fn has_channel(&self) -> bool {
+        self.back_requests_end.is_none()
     }
 
     fn take_from_back(&mut self, message: Message) -> Result<(), Failure> {

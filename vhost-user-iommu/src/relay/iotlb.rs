@@ -77,7 +77,7 @@ impl Conversation<'_> {
     }
 
     fn invalidate(&mut self, range: IovaRange, completion: Completion) -> Result<(), Failure> {
-        if !self.is_translating {
+        if !self.is_translating || !self.has_channel() {
             return Ok(());
         }
         let completion = Rc::new(completion);
