@@ -5,9 +5,9 @@
 
 use std::time::Instant;
 
-use viommu_core::DomainId;
+use viommu_core::{DomainId, Status};
 use viommu_tests::front_end::{FrontEnd, Wanted};
-use viommu_tests::iotlb_disk::{Event, Options};
+use viommu_tests::iotlb_disk::{Event, OnInvalidate, Options};
 
 use crate::bed::*;
 use crate::vmm::{DiskVmm, RINGS};
@@ -112,7 +112,7 @@ fn a_disk_that_starts_elsewhere_while_the_iommu_is_stopped_tells_a_reset() {
     bed.wait_log("device reset");
     // The driver that follows finds no domain of its predecessor.
     guest.restart();
-    has_status(guest.driver.unmap(DOMAIN, range(0, PAGE)).expect("a reply"), viommu_core::Status::NoEnt);
+    has_status(guest.driver.unmap(DOMAIN, range(0, PAGE)).expect("a reply"), Status::NoEnt);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn rings_of_the_iommu_that_start_anew_tell_a_reset() {
     let (bed, mut guest, mut vmm) = running();
     guest.stop_rings();
     guest.restart();
-    has_status(guest.driver.unmap(DOMAIN, range(0, PAGE)).expect("a reply"), viommu_core::Status::NoEnt);
+    has_status(guest.driver.unmap(DOMAIN, range(0, PAGE)).expect("a reply"), Status::NoEnt);
     forgotten(&bed, &mut vmm);
     assert_eq!(reached(&bed), TRANSLATED);
 }
@@ -162,6 +162,21 @@ fn a_disk_that_outlives_its_iommu_is_blocked_until_it_is_attached() {
     guest.attach(0, DOMAIN);
     guest.map(DOMAIN, SECRET_IOVA, PAGE, SECRET.0);
     assert_eq!(reached(&bed), TRANSLATED);
+}
+
+#[test]
+fn a_lost_iommu_blocks_also_a_disk_that_owes_an_acknowledgement() {
+    let bed = Bed::with(&[Options::default()], &["--unmap-timeout", "100"]);
+    let (mut guest, _vmm) = bed.run();
+    bed.disk(0).set_on_invalidate(OnInvalidate::NeverAcknowledge);
+    let reply = guest.driver.unmap(DOMAIN, range(SECRET_IOVA, PAGE)).expect("a reply");
+    has_status(reply, Status::DevErr);
+    assert_eq!(reached(&bed), TRANSLATED);
+    let invalidations = bed.disk(0).stats().invalidations;
+    drop(guest);
+    bed.wait_log("VMM disconnected, endpoints are blocked");
+    assert!(bed.disk(0).wait_until(PATIENCE, |stats, _| stats.invalidations >= invalidations + 2));
+    assert_eq!(reached(&bed), BLOCKED);
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub enum Owed {
     },
     /// To an invalidation.
     Invalidate {
-        /// When it was sent.
+        /// When it was ordered.
         since: Instant,
         /// Whose it was.
         completion: Rc<Completion>,
@@ -61,11 +61,11 @@ impl Conversation<'_> {
     /// Carries out what other threads ordered.
     pub(super) fn obey(&mut self, orders: impl Iterator<Item = Order>) -> Result<(), Failure> {
         for order in orders {
-            if self.is_unresponsive() {
+            if order.completion.is_awaited() && self.is_unresponsive() {
                 // Whoever waits would wait in vain for a second time, with the guest's processor standing still.
                 order.completion.fail(Errno::TIMEDOUT);
             } else {
-                self.invalidate(order.range, order.completion)?;
+                self.invalidate(order)?;
             }
         }
         Ok(())
@@ -73,16 +73,18 @@ impl Conversation<'_> {
 
     /// Has the back-end forget everything, without waiting.
     pub(super) fn forget_all(&mut self) -> Result<(), Failure> {
-        self.invalidate(IovaRange::ALL, Completion::unobserved())
+        self.invalidate(Order::unobserved(IovaRange::ALL))
     }
 
-    fn invalidate(&mut self, range: IovaRange, completion: Completion) -> Result<(), Failure> {
+    /// A back-end that has no channel for misses, or not been told to translate, knows of nothing.
+    fn invalidate(&mut self, order: Order) -> Result<(), Failure> {
         if !self.is_translating || !self.has_channel() {
             return Ok(());
         }
+        let Order { range, since, completion } = order;
         let completion = Rc::new(completion);
         for (iova, size) in pieces(range) {
-            self.owe(Owed::Invalidate { since: Instant::now(), completion: completion.clone() })?;
+            self.owe(Owed::Invalidate { since, completion: completion.clone() })?;
             self.send_back(Message::from(&IotlbMessage::invalidate(iova, size)).with_need_reply())?;
         }
         Ok(())
