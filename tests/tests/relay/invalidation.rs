@@ -32,16 +32,15 @@ fn timed<T>(act: impl FnOnce() -> T) -> (T, Duration) {
 #[test]
 fn requests_that_take_access_away_wait_for_the_acknowledgement() {
     let (bed, mut guest, _vmm) = misbehaving(OnInvalidate::AcknowledgeAfter(DELAY));
-    let requests: [(&str, fn(&mut Guest)); 3] = [
-        ("UNMAP", |guest| guest.unmap(DOMAIN, SECRET_IOVA, PAGE)),
-        ("ATTACH elsewhere", |guest| guest.attach(0, DomainId(2))),
-        ("DETACH", |guest| guest.detach(0, DomainId(2))),
-    ];
-    for (name, request) in requests {
+    let unmap = |guest: &mut Guest| guest.unmap(DOMAIN, SECRET_IOVA, PAGE);
+    let attach = |guest: &mut Guest| guest.attach(0, DomainId(2));
+    let detach = |guest: &mut Guest| guest.detach(0, DomainId(2));
+    let requests: [&dyn Fn(&mut Guest); 3] = [&unmap, &attach, &detach];
+    for (number, request) in requests.iter().enumerate() {
         let invalidations = bed.disk(0).stats().invalidations;
         let ((), time) = timed(|| request(&mut guest));
-        assert!(time >= DELAY, "{name} took {time:?}");
-        assert!(bed.disk(0).stats().invalidations > invalidations, "{name}");
+        assert!(time >= DELAY, "request {number} took {time:?}");
+        assert!(bed.disk(0).stats().invalidations > invalidations, "request {number}");
     }
     // What gives access waits for nobody.
     bed.disk(0).set_on_invalidate(OnInvalidate::Acknowledge);
