@@ -10,7 +10,7 @@ use viommu_tests::front_end::{FrontEnd, Wanted};
 use viommu_tests::iotlb_disk::{Event, OnInvalidate, Options};
 
 use crate::bed::*;
-use crate::vmm::{DiskVmm, RINGS};
+use crate::vmm::{DiskVmm, Order, RINGS};
 
 /// What the disk reads at the IOVA of the secret and at its GPA, now.
 fn reached(bed: &Bed) -> (bool, bool) {
@@ -84,13 +84,13 @@ fn a_reset_changes_nothing_for_a_disk_that_was_not_attached() {
 #[test]
 fn a_paused_guest_goes_on_as_if_nothing_had_been() {
     let (bed, mut guest, mut vmm) = running();
-    for sector in 0..3 {
-        // QEMU stops devices in any order; the IOMMU first is the worse one.
+    for (sector, order) in [(0, Order::BaseFirst), (1, Order::AddressesFirst), (2, Order::BaseFirst)] {
+        // VMMs stop devices in any order; the IOMMU first is the worse one.
         guest.stop_rings();
         vmm.stop();
         forgotten(&bed, &mut vmm);
         assert_eq!(reached(&bed), TRANSLATED);
-        vmm.resume();
+        vmm.resume_with(order);
         assert_eq!(vmm.read_sector(sector), Ok([sector as u8; SECTOR]));
         guest.start_rings();
         guest.map(DOMAIN, 0x70_0000, PAGE, SECRET.0);
@@ -113,6 +113,19 @@ fn a_disk_that_starts_elsewhere_while_the_iommu_is_stopped_tells_a_reset() {
     // The driver that follows finds no domain of its predecessor.
     guest.restart();
     has_status(guest.driver.unmap(DOMAIN, range(0, PAGE)).expect("a reply"), Status::NoEnt);
+}
+
+#[test]
+fn a_disk_that_starts_anew_at_the_same_place_tells_a_reset() {
+    for order in [Order::BaseFirst, Order::AddressesFirst] {
+        let (bed, mut guest, mut vmm) = running();
+        guest.stop_rings();
+        vmm.stop();
+        vmm.queue.restart_at(0);
+        vmm.resume_with(order);
+        bed.wait_log("device reset");
+        assert_eq!(reached(&bed), BYPASS, "{order:?}");
+    }
 }
 
 #[test]

@@ -48,6 +48,15 @@ pub struct DiskVmm {
     header: u64,
 }
 
+/// What a VMM says of a ring first. The protocol does not care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Where it goes on, as QEMU does.
+    BaseFirst,
+    /// Where it lies.
+    AddressesFirst,
+}
+
 /// A read that did not succeed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failed {
@@ -95,20 +104,26 @@ impl DiskVmm {
 
     /// The VMM starts the ring where it was.
     pub fn resume(&mut self) {
+        self.resume_with(Order::BaseFirst);
+    }
+
+    /// The same, as other VMMs do it.
+    pub fn resume_with(&mut self, order: Order) {
         let Rings { descriptors, avail, used } = self.queue.rings();
-        self.set_ring([descriptors, avail, used].map(|gpa| self.memory.vmm_address(gpa + self.shift)));
+        let addresses = [descriptors, avail, used].map(|gpa| self.memory.vmm_address(gpa + self.shift));
+        let (size, base) = (self.queue.size(), self.queue.next_used());
+        self.front.step(|vhost| vhost.set_vring_num(0, size)).expect("size");
+        if order == Order::AddressesFirst {
+            self.set_ring_addresses(addresses).expect("addresses");
+        }
+        self.front.step(|vhost| vhost.set_vring_base(0, base)).expect("base");
+        if order == Order::BaseFirst {
+            self.set_ring_addresses(addresses).expect("addresses");
+        }
         let queue = &self.queue;
         self.front.step(|vhost| vhost.set_vring_call(0, queue.call_fd())).expect("call");
         self.front.step(|vhost| vhost.set_vring_kick(0, queue.kick_fd())).expect("kick");
         self.front.enable_ring(0).expect("enables");
-    }
-
-    /// Size, base and addresses of the ring; the addresses are the VMM's of what it takes for GPAs.
-    fn set_ring(&mut self, addresses: [u64; 3]) {
-        let (size, base) = (self.queue.size(), self.queue.next_used());
-        self.front.step(|vhost| vhost.set_vring_num(0, size)).expect("size");
-        self.front.step(|vhost| vhost.set_vring_base(0, base)).expect("base");
-        self.set_ring_addresses(addresses).expect("addresses");
     }
 
     /// Addresses of descriptor table, available ring and used ring.

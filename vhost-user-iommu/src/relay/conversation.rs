@@ -248,7 +248,8 @@ impl<'a> Conversation<'a> {
             }
             Treatment::RingBase => {
                 let VringState { index, num } = message.body()?;
-                self.rings.set_base(index, num).map_err(|_| Failure::NoRing(index))?;
+                let start = self.rings.set_base(index, num).map_err(|_| Failure::NoRing(index))?;
+                self.note(start)?;
                 self.carry(message, row.answered)
             }
             Treatment::RingAddress => self.set_ring_address(message),
