@@ -33,12 +33,23 @@ pub(super) struct Tlb {
     updates: Mutex<u64>,
     updated: Condvar,
     backend: Mutex<Option<BackendChannel>>,
+    /// Whether somebody waits for the answer to a miss; others have to wait for him.
+    asking: Mutex<bool>,
+    asked: Condvar,
 }
 
 impl Tlb {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let entries = RwLock::new(Iotlb::new());
-        Self { shared, entries, updates: Mutex::new(0), updated: Condvar::new(), backend: Mutex::new(None) }
+        Self {
+            shared,
+            entries,
+            updates: Mutex::new(0),
+            updated: Condvar::new(),
+            backend: Mutex::new(None),
+            asking: Mutex::new(false),
+            asked: Condvar::new(),
+        }
     }
 
     /// Sends our requests over this channel from now on.
@@ -91,6 +102,8 @@ impl Tlb {
     pub(super) fn wake(&self) {
         let _updates = lock(&self.updates);
         self.updated.notify_all();
+        let _asking = lock(&self.asking);
+        self.asked.notify_all();
     }
 
     /// Asks for an address, and waits until the question is answered.
@@ -98,16 +111,31 @@ impl Tlb {
         let record = &self.shared.record;
         record.add(Event::Miss { iova, access });
         let deadline = Instant::now() + self.shared.options.miss_timeout;
-        let answer = match lock(&self.backend).as_mut() {
-            Some(backend) => backend.ask(&IotlbMessage::miss(iova, access), cancel, deadline),
-            None => Err(anyhow::anyhow!("no connection for misses")),
-        };
+        let answer = self.ask(&IotlbMessage::miss(iova, access), cancel, deadline);
         record.add(match answer {
             Ok(Answer::Granted) => Event::MissAnswered { iova, access },
             Ok(Answer::Refused) => Event::MissRefused { iova, access },
             Err(_) => Event::MissUnanswered { iova, access },
         });
         matches!(answer, Ok(Answer::Granted))
+    }
+
+    /// Asks when nobody else is asking. Whoever cancels does not have to wait for somebody else's answer.
+    fn ask(&self, miss: &IotlbMessage, cancel: &Stop, deadline: Instant) -> anyhow::Result<Answer> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waiting = |asking: &mut bool| *asking && !cancel.is_signalled();
+        let waited = self.asked.wait_timeout_while(lock(&self.asking), left, waiting);
+        let mut asking = waited.unwrap_or_else(PoisonError::into_inner).0;
+        ensure!(!*asking, "somebody else is asking");
+        *asking = true;
+        drop(asking);
+        let answer = match lock(&self.backend).as_mut() {
+            Some(backend) => backend.ask(miss, cancel, deadline),
+            None => Err(anyhow::anyhow!("no connection for misses")),
+        };
+        *lock(&self.asking) = false;
+        self.asked.notify_all();
+        answer
     }
 
     /// Waits until more than `seen` updates have been taken.

@@ -63,6 +63,11 @@ pub enum Failure {
     /// A ring that cannot be.
     #[error("the VMM sets up ring {0}, and no device has so many")]
     NoRing(u32),
+    /// A VMM that speaks no protocol features, and so none of those that an IOTLB takes.
+    #[error(
+        "the VMM starts a ring without the protocol features that an IOTLB takes; use one that negotiates them"
+    )]
+    NoProtocolFeatures,
     /// A back-end without an IOTLB.
     #[error(
         "the back-end does not offer {0}: it cannot work behind an IOMMU; use one that supports IOTLB messages"
@@ -140,51 +145,72 @@ impl<'a> Conversation<'a> {
     /// Why the conversation cannot go on. Either way all that was ordered of it is done with.
     pub fn run(mut self, orders: &Orders) -> Result<End, Failure> {
         loop {
-            self.wait(orders)?;
-            self.obey(orders.take())?;
-            match self.receive_all() {
+            match self.step(orders) {
                 Err(Failure::Front(ChannelError::Disconnected)) => return Ok(End::Front),
                 Err(Failure::Back(ChannelError::Disconnected)) => return Ok(End::Back),
-                received => received?,
+                done => done?,
             }
-            self.flush()?;
         }
     }
 
+    fn step(&mut self, orders: &Orders) -> Result<(), Failure> {
+        self.wait(orders)?;
+        self.receive_all()?;
+        // After what has come, which may be an acknowledgement that is late already.
+        self.obey(orders.take())?;
+        self.flush()
+    }
+
     fn wait(&self, orders: &Orders) -> Result<(), Failure> {
-        let channels =
-            [Some(&self.front), Some(&self.back), Some(&self.back_requests), self.front_requests.as_ref()];
-        let interest = |channel: &Channel| {
-            if channel.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
+        let polled_for = |channel, reading| {
+            let writing = if Channel::wants_write(channel) { PollFlags::OUT } else { PollFlags::empty() };
+            PollFd::from_borrowed_fd(channel.as_fd(), reading | writing)
         };
-        let mut polled: Vec<PollFd<'_>> = channels
-            .into_iter()
-            .flatten()
-            .map(|channel| PollFd::from_borrowed_fd(channel.as_fd(), interest(channel)))
-            .collect();
+        let front_reading = if self.is_congested() { PollFlags::empty() } else { PollFlags::IN };
+        let mut polled = vec![polled_for(&self.front, front_reading)];
+        let others = [Some(&self.back), Some(&self.back_requests), self.front_requests.as_ref()];
+        polled.extend(others.into_iter().flatten().map(|channel| polled_for(channel, PollFlags::IN)));
         polled.push(PollFd::from_borrowed_fd(orders.as_fd(), PollFlags::IN));
         match poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
+        let front_ended = polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        if self.is_congested() && front_ended {
+            // What it said last goes nowhere, and nothing else would notice that it is gone.
+            return Err(Failure::Front(ChannelError::Disconnected));
+        }
+        Ok(())
+    }
+
+    /// Whether the back-end is behind with reading. The VMM then has to wait: it may send as much as it likes
+    /// before it waits for an answer.
+    fn is_congested(&self) -> bool {
+        self.back.wants_write()
     }
 
     fn receive_all(&mut self) -> Result<(), Failure> {
         // The back-end comes first: what it says before it leaves is carried, and so is its leaving.
         while let Some(message) = self.back.receive().map_err(Failure::Back)? {
             self.take_from_back(message)?;
+            self.flush()?;
         }
-        while let Some(message) = self.front.receive().map_err(Failure::Front)? {
+        while !self.is_congested()
+            && let Some(message) = self.front.receive().map_err(Failure::Front)?
+        {
             self.take_from_front(message)?;
+            self.flush()?;
         }
         while let Some(message) = self.back_requests.receive().map_err(Failure::Back)? {
             self.take_back_request(message)?;
+            self.flush()?;
         }
-        if let Some(channel) = &mut self.front_requests {
+        while let Some(channel) = &mut self.front_requests
+            && let Some(message) = channel.receive().map_err(Failure::Front)?
+        {
             // Only answers come from there.
-            while let Some(message) = channel.receive().map_err(Failure::Front)? {
-                self.back_requests.queue(message).map_err(Failure::Back)?;
-            }
+            self.back_requests.queue(message).map_err(Failure::Back)?;
+            self.flush()?;
         }
         Ok(())
     }
@@ -222,7 +248,8 @@ impl<'a> Conversation<'a> {
             }
             Treatment::RingBase => {
                 let VringState { index, num } = message.body()?;
-                self.rings.set_base(index, num).map_err(|_| Failure::NoRing(index))?;
+                let start = self.rings.set_base(index, num).map_err(|_| Failure::NoRing(index))?;
+                self.note(start)?;
                 self.carry(message, row.answered)
             }
             Treatment::RingAddress => self.set_ring_address(message),
@@ -255,7 +282,8 @@ impl<'a> Conversation<'a> {
 
     /// The back-end needs two features whatever the VMM wants; with them it gets the channel for its misses.
     fn set_protocol_features(&mut self, message: Message) -> Result<(), Failure> {
-        let features = message.body::<u64>()? | protocol::REPLY_ACK | protocol::BACKEND_REQ;
+        let accepted = message.body::<u64>()? & messages::PROTOCOL_FEATURES;
+        let features = accepted | protocol::REPLY_ACK | protocol::BACKEND_REQ;
         self.carry(with_payload(message, features), Answered::OnDemand)?;
         if let Some(end) = self.back_requests_end.take() {
             self.owe(Owed::Channel)?;
@@ -290,11 +318,19 @@ impl<'a> Conversation<'a> {
 
     /// For a device that comes to life: whatever its addresses meant before, they now mean what the IOMMU says.
     fn note(&mut self, start: Start) -> Result<(), Failure> {
+        if !self.has_channel() {
+            return Err(Failure::NoProtocolFeatures);
+        }
         if start == Start::Fresh {
             self.forget_all()?;
             self.relay.iommu.restarted(self.relay.endpoint);
         }
         Ok(())
+    }
+
+    /// Whether the back-end can report misses.
+    pub(super) fn has_channel(&self) -> bool {
+        self.back_requests_end.is_none()
     }
 
     fn take_from_back(&mut self, message: Message) -> Result<(), Failure> {

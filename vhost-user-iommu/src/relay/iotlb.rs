@@ -34,7 +34,7 @@ pub enum Owed {
     },
     /// To an invalidation.
     Invalidate {
-        /// When it was sent.
+        /// When it was ordered.
         since: Instant,
         /// Whose it was.
         completion: Rc<Completion>,
@@ -61,11 +61,11 @@ impl Conversation<'_> {
     /// Carries out what other threads ordered.
     pub(super) fn obey(&mut self, orders: impl Iterator<Item = Order>) -> Result<(), Failure> {
         for order in orders {
-            if self.is_unresponsive() {
+            if order.completion.is_awaited() && self.is_unresponsive() {
                 // Whoever waits would wait in vain for a second time, with the guest's processor standing still.
                 order.completion.fail(Errno::TIMEDOUT);
             } else {
-                self.invalidate(order.range, order.completion)?;
+                self.invalidate(order)?;
             }
         }
         Ok(())
@@ -73,16 +73,18 @@ impl Conversation<'_> {
 
     /// Has the back-end forget everything, without waiting.
     pub(super) fn forget_all(&mut self) -> Result<(), Failure> {
-        self.invalidate(IovaRange::ALL, Completion::unobserved())
+        self.invalidate(Order::unobserved(IovaRange::ALL))
     }
 
-    fn invalidate(&mut self, range: IovaRange, completion: Completion) -> Result<(), Failure> {
-        if !self.is_translating {
+    /// A back-end that has no channel for misses, or not been told to translate, knows of nothing.
+    fn invalidate(&mut self, order: Order) -> Result<(), Failure> {
+        if !self.is_translating || !self.has_channel() {
             return Ok(());
         }
+        let Order { range, since, completion } = order;
         let completion = Rc::new(completion);
         for (iova, size) in pieces(range) {
-            self.owe(Owed::Invalidate { since: Instant::now(), completion: completion.clone() })?;
+            self.owe(Owed::Invalidate { since, completion: completion.clone() })?;
             self.send_back(Message::from(&IotlbMessage::invalidate(iova, size)).with_need_reply())?;
         }
         Ok(())
@@ -127,14 +129,16 @@ impl Conversation<'_> {
     }
 
     /// Sends an entry. The miss that it is for is answered when the entry is in place; at once, though, while an
-    /// invalidation is under way, since a back-end may be waiting for its miss before it acknowledges that.
+    /// invalidation is under way, since a back-end may be waiting for its miss before it acknowledges that. The
+    /// entry is then sent without asking for an acknowledgement, which could be taken for that of the invalidation.
     fn update(&mut self, update: &IotlbMessage, answer: Option<Message>) -> Result<(), Failure> {
-        self.send_back(Message::from(update).with_need_reply())?;
+        let update = Message::from(update);
         if self.owed.iter().any(|owed| matches!(owed, Owed::Invalidate { .. })) {
-            self.owe(Owed::Update { miss: None })?;
+            self.send_back(update)?;
             return self.answer_back(answer);
         }
-        self.owe(Owed::Update { miss: answer })
+        self.owe(Owed::Update { miss: answer })?;
+        self.send_back(update.with_need_reply())
     }
 
     /// Takes the back-end's answer to something that the relay itself asked.

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use viommu_core::{HostError, IovaRange};
@@ -35,6 +36,8 @@ pub struct Orders {
 pub struct Order {
     /// The IOVAs.
     pub range: IovaRange,
+    /// When it was given.
+    pub since: Instant,
     /// Who waits, if anybody.
     pub completion: Completion,
 }
@@ -68,10 +71,20 @@ impl Invalidator {
     }
 
     fn order(&self, range: IovaRange, waiting: Option<Sender<Outcome>>) {
-        let completion = Completion { waiting, failure: Cell::default() };
         // Fails only when the relay is gone; the order is then dropped, and so done.
-        let _ = self.orders.send(Order { range, completion });
+        let _ = self.orders.send(Order::new(range, waiting));
         self.wake.wake();
+    }
+}
+
+impl Order {
+    /// One of the relay's own, that nobody waits for.
+    pub fn unobserved(range: IovaRange) -> Order {
+        Order::new(range, None)
+    }
+
+    fn new(range: IovaRange, waiting: Option<Sender<Outcome>>) -> Order {
+        Order { range, since: Instant::now(), completion: Completion { waiting, failure: Cell::default() } }
     }
 }
 
@@ -90,9 +103,9 @@ impl AsFd for Orders {
 }
 
 impl Completion {
-    /// One for an order of the relay's own, that nobody waits for.
-    pub fn unobserved() -> Completion {
-        Completion { waiting: None, failure: Cell::default() }
+    /// Whether anybody waits.
+    pub fn is_awaited(&self) -> bool {
+        self.waiting.is_some()
     }
 
     /// Says that a part of the order has failed.

@@ -22,12 +22,14 @@ struct Ring {
     place: Option<Place>,
     stopped_at: Option<(u32, Place)>,
     is_set_up: bool,
+    /// Whether it was taken to go on where it was stopped, by what had been said of it until then.
+    is_resumed: bool,
 }
 
 /// What setting up a ring means for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Another ring was set up before.
+    /// Nothing new: a ring was set up before.
     Running,
     /// It goes on where it was stopped.
     Resumed,
@@ -43,10 +45,17 @@ pub struct BadIndex;
 const RINGS_MAX: u32 = 1024;
 
 impl Rings {
-    /// The ring's next available index, from SET_VRING_BASE.
-    pub fn set_base(&mut self, index: u32, base: u32) -> Result<(), BadIndex> {
-        self.ring(index)?.base = base;
-        Ok(())
+    /// The ring's next available index, from SET_VRING_BASE. Some VMMs say it after its addresses.
+    pub fn set_base(&mut self, index: u32, base: u32) -> Result<Start, BadIndex> {
+        let ring = self.ring(index)?;
+        ring.base = base;
+        let starts_anew =
+            ring.is_resumed && ring.stopped_at.is_some_and(|(stopped_at, _)| stopped_at != base);
+        if starts_anew {
+            ring.is_resumed = false;
+            return Ok(Start::Fresh);
+        }
+        Ok(Start::Running)
     }
 
     /// Where the ring lies, from SET_VRING_ADDR.
@@ -61,18 +70,20 @@ impl Rings {
         let ring = self.ring(index)?;
         ring.is_set_up = true;
         let start = ring.place.map(|place| (ring.base, place));
-        Ok(match start {
-            _ if is_running => Start::Running,
-            Some(start) if ring.stopped_at == Some(start) => Start::Resumed,
-            _ => Start::Fresh,
-        })
+        if is_running {
+            return Ok(Start::Running);
+        }
+        ring.is_resumed = start.is_some() && ring.stopped_at == start;
+        Ok(if ring.is_resumed { Start::Resumed } else { Start::Fresh })
     }
 
     /// The ring has been stopped at `base`, from the answer to GET_VRING_BASE.
     pub fn stop(&mut self, index: u32, base: u32) {
         if let Some(ring) = self.rings.get_mut(&index) {
-            ring.is_set_up = false;
+            (ring.is_set_up, ring.is_resumed) = (false, false);
             ring.stopped_at = ring.place.map(|place| (base, place));
+            // There it goes on, unless the VMM says something else.
+            ring.base = base;
         }
     }
 
@@ -123,6 +134,17 @@ mod tests {
         let mut rings = stopped_at(0);
         rings.reset();
         assert_eq!(rings.set_place(0, PLACE), Ok(Start::Fresh));
+    }
+
+    #[test]
+    fn a_base_that_is_told_after_the_addresses_counts_as_well() {
+        let mut rings = stopped_at(7);
+        assert_eq!(rings.set_place(0, PLACE), Ok(Start::Resumed));
+        assert_eq!(rings.set_base(0, 7), Ok(Start::Running));
+        let mut rings = stopped_at(7);
+        assert_eq!(rings.set_place(0, PLACE), Ok(Start::Resumed));
+        assert_eq!(rings.set_base(0, 0), Ok(Start::Fresh));
+        assert_eq!(rings.set_up(0), Ok(Start::Running));
     }
 
     #[test]

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Back-ends that answer wrongly, ask for what they must not have, or ask too much.
+
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost_user_iommu::message::{Access, BackendRequest, FrontendRequest, IotlbKind, IotlbMessage, Message};
+use viommu_core::wire::FAULT_R_UNKNOWN;
+use viommu_core::{DomainId, Status};
+use viommu_tests::front_end::{self, NEED_REPLY, REPLY, VERSION};
+use zerocopy::IntoBytes;
+
+use crate::back_end::BackEnd;
+use crate::bed::*;
+use crate::vmm::{DiskVmm, wanted};
+
+const IOVA: u64 = 0x70_0000;
+
+/// A guest that has mapped a page for a back-end of the test's.
+fn mapped() -> (Bed, Guest, BackEnd, DiskVmm) {
+    let mut bed = Bed::new();
+    let mut guest = bed.boot();
+    guest.attach(0, DOMAIN);
+    guest.map(DOMAIN, IOVA, PAGE, SECRET.0);
+    let (back_end, vmm) = BackEnd::replace_disk(&mut bed, wanted());
+    (bed, guest, back_end, vmm)
+}
+
+/// The daemon goes on: after all that, a good disk can be plugged.
+fn lives(mut bed: Bed, guest: Guest, vmm: DiskVmm) {
+    vmm.front.connection().wait_closed(PATIENCE).expect("the conversation ends");
+    drop((vmm, guest));
+    bed.wait_log("VMM disconnected, endpoints are blocked");
+    bed.serve_disk(0, Default::default());
+    bed.run();
+}
+
+#[test]
+fn a_miss_is_answered_after_its_entry_is_taken_and_as_the_back_end_took_it() {
+    let (bed, _guest, mut back_end, _vmm) = mapped();
+    for (taken, answer) in [(0, 0), (7, 1)] {
+        back_end.miss(IOVA + 5, Access::READ_WRITE);
+        let (message, update) = back_end.receive_iotlb();
+        let user_address = bed.memory.vmm_address(SECRET.0);
+        assert_eq!(update, IotlbMessage::update(IOVA, PAGE, user_address, Access::READ_WRITE));
+        assert!(back_end.requests.receive().expect("open").is_none(), "answered before the entry is taken");
+        back_end.answer(&message, taken);
+        assert_eq!(back_end.receive_answer(), answer);
+    }
+}
+
+#[test]
+fn a_miss_while_an_invalidation_is_under_way_is_answered_at_once() {
+    let (_bed, mut guest, mut back_end, _vmm) = mapped();
+    guest.map(DOMAIN, IOVA + PAGE, PAGE, SECRET.0);
+    std::thread::scope(|scope| {
+        let unmap = scope.spawn(|| guest.unmap(DOMAIN, IOVA, PAGE));
+        let (invalidation, content) = back_end.receive_iotlb();
+        assert_eq!(content, IotlbMessage::invalidate(IOVA, PAGE));
+        // What is being unmapped is refused, what lies beside it granted; its entry needs no acknowledgement.
+        back_end.miss(IOVA, Access::READ);
+        assert_eq!(back_end.receive_answer(), 1);
+        back_end.miss(IOVA + PAGE, Access::READ);
+        assert_eq!(back_end.receive_answer(), 0);
+        let (update, content) = back_end.receive_iotlb();
+        assert_eq!((content.kind, content.iova), (IotlbKind::UPDATE, IOVA + PAGE));
+        assert!(!update.flags.needs_reply());
+        assert!(!unmap.is_finished());
+        back_end.answer(&invalidation, 0);
+    });
+}
+
+#[test]
+fn a_back_end_that_refuses_an_invalidation_fails_the_unmap() {
+    let (bed, mut guest, mut back_end, _vmm) = mapped();
+    std::thread::scope(|scope| {
+        let unmap = scope.spawn(|| guest.driver.unmap(DOMAIN, range(IOVA, PAGE)).expect("a reply"));
+        let (invalidation, _) = back_end.receive_iotlb();
+        back_end.answer(&invalidation, 1);
+        has_status(unmap.join().expect("a reply"), Status::DevErr);
+    });
+    bed.wait_log("endpoint 00:02.0: the back-end refuses an invalidation");
+    // The mapping is there as before.
+    back_end.miss(IOVA, Access::READ);
+    assert_eq!(back_end.receive_iotlb().1.kind, IotlbKind::UPDATE);
+}
+
+#[test]
+fn a_move_to_another_domain_invalidates_the_whole_space_in_two_halves() {
+    let (_bed, mut guest, mut back_end, _vmm) = mapped();
+    std::thread::scope(|scope| {
+        let attach = scope.spawn(|| guest.attach(0, DomainId(2)));
+        let halves = [0, 1 << 63].map(|start| {
+            let (message, content) = back_end.receive_iotlb();
+            assert_eq!(content, IotlbMessage::invalidate(start, 1 << 63));
+            message
+        });
+        back_end.answer(&halves[0], 0);
+        back_end.miss(IOVA, Access::READ);
+        assert_eq!(back_end.receive_answer(), 1);
+        assert!(!attach.is_finished());
+        back_end.answer(&halves[1], 0);
+    });
+}
+
+#[test]
+fn a_failed_access_that_a_back_end_reports_becomes_an_event() {
+    let (_bed, mut guest, mut back_end, _vmm) = mapped();
+    let failure = IotlbMessage { kind: IotlbKind::ACCESS_FAIL, ..IotlbMessage::miss(IOVA, Access::WRITE) };
+    back_end.ask(Message::from(&failure).with_need_reply());
+    assert_eq!(back_end.receive_answer(), 0);
+    let fault = guest.driver.wait_event().expect("an event").fault;
+    assert_eq!((fault.reason, fault.address.get()), (FAULT_R_UNKNOWN, IOVA));
+}
+
+#[test]
+fn what_a_back_end_must_not_ask_is_refused_and_it_goes_on() {
+    let (_bed, _guest, mut back_end, _vmm) = mapped();
+    let forbidden = [
+        Message::new(BackendRequest::IOTLB_MSG, &IotlbMessage::update(0, PAGE, 0, Access::READ)),
+        Message::new(BackendRequest::IOTLB_MSG, &IotlbMessage::invalidate(0, PAGE)),
+        Message::new(BackendRequest::SHARED_OBJECT_ADD, &[0u8; 16]),
+        Message::new(BackendRequest::VRING_HOST_NOTIFIER_MSG, &[0u8; 24]),
+        // This VMM has no channel for it.
+        Message::new(BackendRequest::CONFIG_CHANGE_MSG, &()),
+        Message::new(999u32, &()),
+    ];
+    for request in forbidden {
+        let number = request.request;
+        back_end.ask(request.with_need_reply());
+        assert_eq!(back_end.receive_answer(), 1, "request {number}");
+    }
+    back_end.miss(IOVA, Access::READ);
+    assert_eq!(back_end.receive_iotlb().1.kind, IotlbKind::UPDATE);
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_ends_the_conversation() {
+    let answers: [(FrontendRequest, &str); 2] = [
+        (FrontendRequest::GET_FEATURES, "the back-end answers GET_FEATURES where None was asked"),
+        (FrontendRequest(999), "the back-end answers request 999 where None was asked"),
+    ];
+    for (request, line) in answers {
+        let (bed, guest, mut back_end, vmm) = mapped();
+        let answer = Message::new(request, &0u64);
+        crate::back_end::send(&mut back_end.main, answer.reply(&0u64));
+        bed.wait_log(line);
+        lives(bed, guest, vmm);
+    }
+}
+
+#[test]
+fn a_back_end_that_asks_on_and_on_and_reads_nothing_is_cut_off() {
+    let (bed, guest, back_end, vmm) = mapped();
+    // An address that is not mapped: every miss has an answer.
+    let miss = IotlbMessage::miss(0x71_0000, Access::READ);
+    let miss = front_end::Message {
+        request: BackendRequest::IOTLB_MSG.0,
+        flags: VERSION | NEED_REPLY,
+        body: miss.as_bytes().to_vec(),
+    };
+    let many = miss.to_bytes().repeat(100);
+    let cut_off = (0..100_000).any(|_| back_end.raw_requests.send_bytes(&many, &[]).is_err());
+    assert!(cut_off, "the daemon takes for ever what it cannot answer");
+    bed.wait_log("the back-end's connection: the peer does not read");
+    lives(bed, guest, vmm);
+}
+
+#[test]
+fn news_of_the_configuration_reach_the_vmm_and_its_answer_the_back_end() {
+    let mut bed = Bed::new();
+    let mut wanted = wanted();
+    wanted.protocol |= VhostUserProtocolFeatures::BACKEND_REQ;
+    let (mut back_end, mut vmm) = BackEnd::replace_disk(&mut bed, wanted);
+    let channel = vmm.front.open_back_end_channel().expect("acknowledged");
+    back_end.ask(Message::new(BackendRequest::CONFIG_CHANGE_MSG, &()).with_need_reply());
+    let news = channel.receive(PATIENCE).expect("news");
+    assert_eq!((news.request, news.flags), (BackendRequest::CONFIG_CHANGE_MSG.0, VERSION | NEED_REPLY));
+    let answer = front_end::Message { flags: VERSION | REPLY, body: 5u64.as_bytes().to_vec(), ..news };
+    channel.send(&answer, &[]).expect("sends");
+    assert_eq!(back_end.receive_answer(), 5);
+}
