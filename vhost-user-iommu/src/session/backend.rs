@@ -26,8 +26,7 @@ use crate::fd::ExitEvent;
 use crate::iommu::Iommu;
 use crate::sync::{Wake, lock};
 
-use super::event_queue::EventQueue;
-use super::request_queue::RequestQueue;
+use super::queues::Queues;
 use super::ring::{Position, Ring};
 
 const REQUEST_QUEUE: u16 = 0;
@@ -42,9 +41,7 @@ const QUEUE_SIZE_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Backend {
     iommu: Arc<Iommu>,
-    memory: GuestMemoryAtomic<GuestMemoryMmap>,
-    requests: RequestQueue,
-    events: EventQueue,
+    queues: Queues,
     /// Held by the worker while it is at a ring.
     at_work: Mutex<()>,
     /// Where the request ring was when it was last served.
@@ -68,10 +65,8 @@ impl Backend {
         event_waits: Arc<Wake>,
     ) -> io::Result<Backend> {
         Ok(Backend {
+            queues: Queues::new(iommu.clone(), memory),
             iommu,
-            memory,
-            requests: RequestQueue::default(),
-            events: EventQueue::default(),
             at_work: Mutex::default(),
             position: Mutex::default(),
             was_stopped: AtomicBool::default(),
@@ -95,7 +90,7 @@ impl Backend {
                 false => self.iommu.reset(),
             }
         }
-        self.requests.serve(ring, &self.memory, &self.iommu);
+        self.queues.serve_requests(ring);
         *position = Some(ring.position());
     }
 }
@@ -209,7 +204,7 @@ impl VhostUserBackend for Backend {
         }
         // The driver's first request lets events out, and buffers or new events may let out more.
         if let Some(ring) = ring(EVENT_QUEUE) {
-            self.events.serve(ring, &self.memory, &self.iommu);
+            self.queues.serve_events(ring);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod backend;
 mod chain;
 mod event_queue;
 mod kick;
+mod queues;
 mod request_queue;
 mod ring;
 

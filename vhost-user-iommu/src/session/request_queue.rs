@@ -2,55 +2,34 @@
 
 //! The request queue: each chain becomes a request, each reply a used entry.
 
-use log::Level;
 use vhost_user_backend::VringT;
 use virtio_queue::Error;
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
-
-use crate::iommu::Iommu;
-use crate::throttle::Throttle;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::chain::Buffers;
+use super::queues::Queues;
 use super::ring::Ring;
 
-/// What the request queue needs beside its ring.
-#[derive(Debug)]
-pub struct RequestQueue {
-    broken: Throttle,
-}
-
-impl Default for RequestQueue {
-    fn default() -> RequestQueue {
-        RequestQueue { broken: Throttle::new(Level::Warn) }
-    }
-}
-
-impl RequestQueue {
-    /// Serves requests until there are none, and asks to be kicked for the next. A ring that is broken is left
-    /// alone until its next kick.
-    pub fn serve(&self, ring: &Ring, memory: &GuestMemoryAtomic<GuestMemoryMmap>, iommu: &Iommu) {
-        if let Err(error) = self.serve_all(ring, memory, iommu) {
-            self.broken.log(|| format!("the request queue is broken: {error}"));
+impl Queues {
+    /// Serves requests until there are none, and asks to be kicked for the next.
+    pub fn serve_requests(&self, ring: &Ring) {
+        if let Err(error) = self.serve_all_requests(ring) {
+            self.tell_broken("request", &error);
             // Where even this fails, the ring is out of reach for the driver's wishes, too.
             let _ = ring.enable_notification();
         }
     }
 
-    fn serve_all(
-        &self,
-        ring: &Ring,
-        memory: &GuestMemoryAtomic<GuestMemoryMmap>,
-        iommu: &Iommu,
-    ) -> Result<(), Error> {
+    fn serve_all_requests(&self, ring: &Ring) -> Result<(), Error> {
         loop {
             ring.disable_notification()?;
             loop {
-                let memory = memory.memory();
+                let memory = self.memory.memory();
                 // The ring is locked while its next chain is taken, not while the request is served.
-                let chain = ring.next_chain(memory.clone())?;
-                let Some(chain) = chain else { break };
+                let Some(chain) = ring.next_chain(memory.clone())? else { break };
                 let head = chain.head_index();
-                ring.complete(head, self.answer(Buffers::of(chain, &*memory).ok(), &memory, iommu), &memory)?;
+                let used_length = self.answer(Buffers::of(chain, &*memory).ok(), &memory);
+                ring.complete(head, used_length, &memory)?;
             }
             if !ring.enable_notification()? {
                 return Ok(());
@@ -59,9 +38,9 @@ impl RequestQueue {
     }
 
     /// The used length of a chain. A chain that makes no sense is returned as an unknown request is: unwritten.
-    fn answer(&self, buffers: Option<Buffers>, memory: &GuestMemoryMmap, iommu: &Iommu) -> u32 {
+    fn answer(&self, buffers: Option<Buffers>, memory: &GuestMemoryMmap) -> u32 {
         let written = buffers.and_then(|buffers| {
-            let reply = iommu.request(&buffers.readable, buffers.writable_size());
+            let reply = self.iommu.request(&buffers.readable, buffers.writable_size());
             buffers.write(memory, &reply.bytes).ok()
         });
         written.unwrap_or_else(|| {

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What serving either queue needs beside its ring. How each is served is in `request_queue` and `event_queue`.
+
+use std::sync::Arc;
+
+use log::Level;
+use virtio_queue::Error;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::iommu::Iommu;
+use crate::throttle::Throttle;
+
+/// The device and the memory that its rings lie in.
+#[derive(Debug)]
+pub struct Queues {
+    pub(super) iommu: Arc<Iommu>,
+    pub(super) memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    pub(super) broken: Throttle,
+}
+
+impl Queues {
+    /// The queues of one connection.
+    pub fn new(iommu: Arc<Iommu>, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> Queues {
+        Queues { iommu, memory, broken: Throttle::new(Level::Warn) }
+    }
+
+    /// Tells of a ring that cannot be served; it is left alone until its next kick.
+    pub(super) fn tell_broken(&self, queue: &str, error: &Error) {
+        self.broken.log(|| format!("the {queue} queue is broken: {error}"));
+    }
+}
