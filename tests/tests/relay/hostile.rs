@@ -7,6 +7,7 @@ use vhost_user_iommu::message::{Access, BackendRequest, FrontendRequest, IotlbKi
 use viommu_core::wire::FAULT_R_UNKNOWN;
 use viommu_core::{DomainId, Status};
 use viommu_tests::front_end::{self, NEED_REPLY, REPLY, VERSION};
+use viommu_tests::iotlb_disk::Options;
 use zerocopy::IntoBytes;
 
 use crate::back_end::BackEnd;
@@ -17,7 +18,12 @@ const IOVA: u64 = 0x70_0000;
 
 /// A guest that has mapped a page for a back-end of the test's.
 fn mapped() -> (Bed, Guest, BackEnd, DiskVmm) {
-    let mut bed = Bed::new();
+    mapped_with(&[])
+}
+
+/// The same, with arguments for the daemon.
+fn mapped_with(arguments: &[&str]) -> (Bed, Guest, BackEnd, DiskVmm) {
+    let mut bed = Bed::with(&[Options::default()], arguments);
     let mut guest = bed.boot();
     guest.attach(0, DOMAIN);
     guest.map(DOMAIN, IOVA, PAGE, SECRET.0);
@@ -30,7 +36,7 @@ fn lives(mut bed: Bed, guest: Guest, vmm: DiskVmm) {
     vmm.front.connection().wait_closed(PATIENCE).expect("the conversation ends");
     drop((vmm, guest));
     bed.wait_log("VMM disconnected, endpoints are blocked");
-    bed.serve_disk(0, Default::default());
+    bed.serve_disk(0, Options::default());
     bed.run();
 }
 
@@ -144,6 +150,7 @@ fn an_answer_that_nobody_asked_for_ends_the_conversation() {
         let answer = Message::new(request, &0u64);
         crate::back_end::send(&mut back_end.main, answer.reply(&0u64));
         bed.wait_log(line);
+        drop(back_end);
         lives(bed, guest, vmm);
     }
 }
@@ -162,7 +169,39 @@ fn a_back_end_that_asks_on_and_on_and_reads_nothing_is_cut_off() {
     let cut_off = (0..100_000).any(|_| back_end.raw_requests.send_bytes(&many, &[]).is_err());
     assert!(cut_off, "the daemon takes for ever what it cannot answer");
     bed.wait_log("the back-end's connection: the peer does not read");
+    drop(back_end);
     lives(bed, guest, vmm);
+}
+
+#[test]
+fn a_back_end_that_stays_when_the_vmm_leaves_fails_unmaps_until_it_leaves() {
+    let (bed, mut guest, back_end, vmm) = mapped_with(&["--unmap-timeout", "200"]);
+    std::thread::scope(|scope| {
+        let unmap = scope.spawn(|| guest.driver.unmap(DOMAIN, range(IOVA, PAGE)).expect("a reply"));
+        drop(vmm);
+        has_status(unmap.join().expect("a reply"), Status::DevErr);
+    });
+    bed.wait_log("endpoint 00:02.0: the back-end does not leave: it may still use memory of the guest");
+    has_status(guest.driver.unmap(DOMAIN, range(IOVA, PAGE)).expect("a reply"), Status::DevErr);
+    drop(back_end);
+    let mut bed = bed;
+    bed.serve_disk(0, Options::default());
+    let _vmm = DiskVmm::plug(&bed, 0);
+    assert_eq!(bed.peek(0, IOVA), secret());
+}
+
+#[test]
+fn a_back_end_that_reads_nothing_holds_up_its_vmm_alone() {
+    let (bed, mut guest, back_end, vmm) = mapped_with(&["--unmap-timeout", "200"]);
+    let num = front_end::Message::new(FrontendRequest::SET_VRING_NUM.0, [0; 8]).to_bytes().repeat(2000);
+    vmm.front.connection().send_bytes(&num, &[]).expect("fits into the socket");
+    let unmap = |guest: &mut Guest| guest.driver.unmap(DOMAIN, range(IOVA, PAGE)).expect("a reply");
+    has_status(unmap(&mut guest), Status::DevErr);
+    // The VMM's leaving is noticed though nobody reads what it said.
+    drop(vmm);
+    bed.wait_log("endpoint 00:02.0: VMM disconnected");
+    drop(back_end);
+    guest.unmap(DOMAIN, IOVA, PAGE);
 }
 
 #[test]
