@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Back-ends that answer wrongly, ask for what they must not have, or ask too much.
+//! Message by message: what a back-end is told, and what becomes of one that answers wrongly or asks too much.
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_iommu::message::{Access, BackendRequest, FrontendRequest, IotlbKind, IotlbMessage, Message};
@@ -105,6 +105,23 @@ fn a_move_to_another_domain_invalidates_the_whole_space_in_two_halves() {
         assert_eq!(back_end.receive_answer(), 1);
         assert!(!attach.is_finished());
         back_end.answer(&halves[1], 0);
+    });
+}
+
+#[test]
+fn a_back_end_forgets_its_entries_before_memory_changes() {
+    let (bed, _guest, mut back_end, mut vmm) = mapped();
+    std::thread::scope(|scope| {
+        let change = scope.spawn(|| vmm.front.set_memory(&bed.memory).expect("memory"));
+        for start in [0, 1 << 63] {
+            let (message, content) = back_end.receive_iotlb();
+            assert_eq!(content, IotlbMessage::invalidate(start, 1 << 63));
+            back_end.answer(&message, 0);
+        }
+        let table = crate::back_end::receive(&mut back_end.main);
+        assert_eq!(FrontendRequest(table.request), FrontendRequest::SET_MEM_TABLE);
+        back_end.answer(&table, 0);
+        change.join().expect("acknowledged");
     });
 }
 
