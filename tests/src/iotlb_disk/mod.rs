@@ -188,10 +188,14 @@ fn serve(listener: &UnixListener, shared: &Arc<Shared>, stop: &Stop) {
 fn serve_connection(socket: UnixStream, shared: &Arc<Shared>, stop: &Stop) {
     shared.record.add(Event::Connected);
     let reason = match Session::new(socket, shared.clone()) {
-        Ok(mut session) => session.run(stop),
+        Ok(mut session) => {
+            let served = session.run(stop);
+            // Before the front-end sees the end of the connection, which says that nothing is used any more.
+            *lock(&shared.memory) = None;
+            served
+        }
         Err(error) => Err(error.into()),
     };
-    *lock(&shared.memory) = None;
     shared.record.add(Event::Disconnected { reason: reason.err().map(|error| format!("{error:#}")) });
 }
 

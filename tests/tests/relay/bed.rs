@@ -162,6 +162,14 @@ impl Bed {
         self.daemon.wait_for(pattern, PATIENCE).expect(pattern);
     }
 
+    /// Processor time that the daemon has used, in hundredths of a second.
+    pub fn processor_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon.pid())).expect("the daemon lives");
+        // The fields after the name, which ends with the last parenthesis: the state is number 3.
+        let fields = stat.rsplit(')').next().expect("a rest").split_whitespace().skip(14 - 3);
+        fields.take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
+    }
+
     /// The daemon's open file descriptors and threads, by number.
     pub fn resources(&self) -> [BTreeSet<String>; 2] {
         ["fd", "task"].map(|kind| {

@@ -260,3 +260,21 @@ fn an_unmap_ends_well_when_the_vmm_unplugs_the_disk_meanwhile() {
         unmap.join().expect("the UNMAP succeeds");
     });
 }
+
+#[test]
+fn an_unmap_after_the_vmm_has_left_waits_until_the_disk_has_left_too() {
+    let (bed, mut guest, vmm) = misbehaving(OnInvalidate::AcknowledgeAfter(Duration::from_millis(500)));
+    let iova = 0x70_0000;
+    guest.map(DOMAIN, iova, PAGE, SECRET.0);
+    assert_eq!(bed.peek(0, iova), secret());
+    let invalidations = bed.disk(0).stats().invalidations;
+    thread::scope(|scope| {
+        let unmap = scope.spawn(|| guest.unmap(DOMAIN, SECRET_IOVA, PAGE));
+        assert!(bed.disk(0).wait_until(PATIENCE, |stats, _| stats.invalidations > invalidations));
+        // The disk is busy and does not notice yet.
+        drop(vmm);
+        unmap.join().expect("the UNMAP succeeds");
+    });
+    guest.unmap(DOMAIN, iova, PAGE);
+    assert_ne!(bed.peek(0, iova), secret());
+}

@@ -6,9 +6,9 @@
 //! `vhost-user-iommu/src/relay` and `vhost-user-iommu/src/iommu/serving.rs`.
 
 mod back_end;
+mod back_end_messages;
 mod bed;
 mod conversation;
-mod hostile;
 mod invalidation;
 mod lifecycle;
 mod translation;

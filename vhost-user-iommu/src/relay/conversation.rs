@@ -99,10 +99,10 @@ impl From<Errno> for Failure {
 #[derive(Debug)]
 pub struct Conversation<'a> {
     pub(super) relay: &'a Relay,
-    front: Channel,
-    back: Channel,
+    pub(super) front: Channel,
+    pub(super) back: Channel,
     /// Where the VMM wants the back-end's requests.
-    front_requests: Option<Channel>,
+    pub(super) front_requests: Option<Channel>,
     /// Where the back-end sends them.
     pub(super) back_requests: Channel,
     /// The other end of that, until the back-end gets it.
@@ -142,8 +142,8 @@ impl<'a> Conversation<'a> {
     /// Carries messages until one side leaves.
     ///
     /// # Errors
-    /// Why the conversation cannot go on. Either way all that was ordered of it is done with.
-    pub fn run(mut self, orders: &Orders) -> Result<End, Failure> {
+    /// Why the conversation cannot go on. Either way [`take_leave`](Conversation::take_leave) has to follow.
+    pub fn run(&mut self, orders: &Orders) -> Result<End, Failure> {
         loop {
             match self.step(orders) {
                 Err(Failure::Front(ChannelError::Disconnected)) => return Ok(End::Front),

@@ -10,6 +10,7 @@
 
 mod conversation;
 mod iotlb;
+mod leave;
 mod memory_table;
 mod messages;
 mod orders;
@@ -93,11 +94,16 @@ impl Relay {
             }
         };
         info!("endpoint {label}: VMM connected");
-        match Conversation::new(self, front, back).and_then(|conversation| conversation.run(orders)) {
+        let mut conversation = match Conversation::new(self, front, back) {
+            Ok(conversation) => conversation,
+            Err(error) => return error!("endpoint {label}: {error}"),
+        };
+        match conversation.run(orders) {
             Ok(End::Front) => info!("endpoint {label}: VMM disconnected"),
             Ok(End::Back) => error!("endpoint {label}: the back-end disconnected; the VMM loses the device"),
             Err(error) => error!("endpoint {label}: {error}; the connection ends"),
         }
+        conversation.take_leave(orders);
     }
 }
 

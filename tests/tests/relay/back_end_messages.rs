@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Back-ends that answer wrongly, ask for what they must not have, or ask too much.
+//! Message by message: what a back-end is told, and what becomes of one that answers wrongly or asks too much.
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_iommu::message::{Access, BackendRequest, FrontendRequest, IotlbKind, IotlbMessage, Message};
 use viommu_core::wire::FAULT_R_UNKNOWN;
 use viommu_core::{DomainId, Status};
 use viommu_tests::front_end::{self, NEED_REPLY, REPLY, VERSION};
+use viommu_tests::iotlb_disk::Options;
 use zerocopy::IntoBytes;
 
 use crate::back_end::BackEnd;
@@ -17,7 +18,12 @@ const IOVA: u64 = 0x70_0000;
 
 /// A guest that has mapped a page for a back-end of the test's.
 fn mapped() -> (Bed, Guest, BackEnd, DiskVmm) {
-    let mut bed = Bed::new();
+    mapped_with(&[])
+}
+
+/// The same, with arguments for the daemon.
+fn mapped_with(arguments: &[&str]) -> (Bed, Guest, BackEnd, DiskVmm) {
+    let mut bed = Bed::with(&[Options::default()], arguments);
     let mut guest = bed.boot();
     guest.attach(0, DOMAIN);
     guest.map(DOMAIN, IOVA, PAGE, SECRET.0);
@@ -30,7 +36,7 @@ fn lives(mut bed: Bed, guest: Guest, vmm: DiskVmm) {
     vmm.front.connection().wait_closed(PATIENCE).expect("the conversation ends");
     drop((vmm, guest));
     bed.wait_log("VMM disconnected, endpoints are blocked");
-    bed.serve_disk(0, Default::default());
+    bed.serve_disk(0, Options::default());
     bed.run();
 }
 
@@ -103,6 +109,23 @@ fn a_move_to_another_domain_invalidates_the_whole_space_in_two_halves() {
 }
 
 #[test]
+fn a_back_end_forgets_its_entries_before_memory_changes() {
+    let (bed, _guest, mut back_end, mut vmm) = mapped();
+    std::thread::scope(|scope| {
+        let change = scope.spawn(|| vmm.front.set_memory(&bed.memory).expect("memory"));
+        for start in [0, 1 << 63] {
+            let (message, content) = back_end.receive_iotlb();
+            assert_eq!(content, IotlbMessage::invalidate(start, 1 << 63));
+            back_end.answer(&message, 0);
+        }
+        let table = crate::back_end::receive(&mut back_end.main);
+        assert_eq!(FrontendRequest(table.request), FrontendRequest::SET_MEM_TABLE);
+        back_end.answer(&table, 0);
+        change.join().expect("acknowledged");
+    });
+}
+
+#[test]
 fn a_failed_access_that_a_back_end_reports_becomes_an_event() {
     let (_bed, mut guest, mut back_end, _vmm) = mapped();
     let failure = IotlbMessage { kind: IotlbKind::ACCESS_FAIL, ..IotlbMessage::miss(IOVA, Access::WRITE) };
@@ -144,6 +167,7 @@ fn an_answer_that_nobody_asked_for_ends_the_conversation() {
         let answer = Message::new(request, &0u64);
         crate::back_end::send(&mut back_end.main, answer.reply(&0u64));
         bed.wait_log(line);
+        drop(back_end);
         lives(bed, guest, vmm);
     }
 }
@@ -162,7 +186,41 @@ fn a_back_end_that_asks_on_and_on_and_reads_nothing_is_cut_off() {
     let cut_off = (0..100_000).any(|_| back_end.raw_requests.send_bytes(&many, &[]).is_err());
     assert!(cut_off, "the daemon takes for ever what it cannot answer");
     bed.wait_log("the back-end's connection: the peer does not read");
+    drop(back_end);
     lives(bed, guest, vmm);
+}
+
+#[test]
+fn a_back_end_that_stays_when_the_vmm_leaves_fails_unmaps_until_it_leaves() {
+    let (bed, mut guest, back_end, vmm) = mapped_with(&["--unmap-timeout", "200"]);
+    std::thread::scope(|scope| {
+        let unmap = scope.spawn(|| guest.driver.unmap(DOMAIN, range(IOVA, PAGE)).expect("a reply"));
+        drop(vmm);
+        has_status(unmap.join().expect("a reply"), Status::DevErr);
+    });
+    bed.wait_log("endpoint 00:02.0: the back-end does not leave: it may still use memory of the guest");
+    has_status(guest.driver.unmap(DOMAIN, range(IOVA, PAGE)).expect("a reply"), Status::DevErr);
+    drop(back_end);
+    let mut bed = bed;
+    bed.serve_disk(0, Options::default());
+    let _vmm = DiskVmm::plug(&bed, 0);
+    assert_eq!(bed.peek(0, IOVA), secret());
+}
+
+#[test]
+fn a_back_end_that_reads_nothing_holds_up_its_vmm_alone() {
+    let (bed, mut guest, back_end, vmm) = mapped_with(&["--unmap-timeout", "500"]);
+    let num = front_end::Message::new(FrontendRequest::SET_VRING_NUM.0, [0; 8]).to_bytes().repeat(2000);
+    vmm.front.connection().send_bytes(&num, &[]).expect("fits into the socket");
+    let ticks = bed.processor_ticks();
+    has_status(guest.driver.unmap(DOMAIN, range(IOVA, PAGE)).expect("a reply"), Status::DevErr);
+    let ticks = bed.processor_ticks() - ticks;
+    assert!(ticks < 25, "half a second of waiting took {ticks} hundredths of a second of processor time");
+    // The VMM's leaving is noticed though nobody reads what it said.
+    drop(vmm);
+    bed.wait_log("endpoint 00:02.0: VMM disconnected");
+    drop(back_end);
+    guest.unmap(DOMAIN, IOVA, PAGE);
 }
 
 #[test]
