@@ -27,11 +27,6 @@ pub enum Owed {
     Ready(Message),
     /// To the channel for its requests.
     Channel,
-    /// To an update; then the miss that it was for is answered, if that waits.
-    Update {
-        /// The miss.
-        miss: Option<Message>,
-    },
     /// To an invalidation.
     Invalidate {
         /// When it was ordered.
@@ -48,7 +43,7 @@ impl Owed {
             Owed::Front(request) => *request,
             Owed::Ready(message) => FrontendRequest(message.request),
             Owed::Channel => FrontendRequest::SET_BACKEND_REQ_FD,
-            Owed::Update { .. } | Owed::Invalidate { .. } => FrontendRequest::IOTLB_MSG,
+            Owed::Invalidate { .. } => FrontendRequest::IOTLB_MSG,
         }
     }
 }
@@ -103,7 +98,12 @@ impl Conversation<'_> {
         let answer = |value: u64| message.flags.needs_reply().then(|| message.reply(&value));
         match iotlb.kind {
             IotlbKind::MISS => match self.translate(&iotlb) {
-                Some(update) => self.update(&update, answer(DONE)),
+                Some(update) => {
+                    // Nothing waits for the entry to be in place: a back-end may have to get its answer before it
+                    // reads on. It has sent the miss, so it knows to look for the entry.
+                    self.send_back(Message::from(&update))?;
+                    self.answer_back(answer(DONE))
+                }
                 None => self.answer_back(answer(REFUSED)),
             },
             IotlbKind::ACCESS_FAIL => {
@@ -128,26 +128,10 @@ impl Conversation<'_> {
         Some(IotlbMessage::update(range.start(), size, user_address, access))
     }
 
-    /// Sends an entry. The miss that it is for is answered when the entry is in place; at once, though, while an
-    /// invalidation is under way, since a back-end may be waiting for its miss before it acknowledges that. The
-    /// entry is then sent without asking for an acknowledgement, which could be taken for that of the invalidation.
-    fn update(&mut self, update: &IotlbMessage, answer: Option<Message>) -> Result<(), Failure> {
-        let update = Message::from(update);
-        if self.owed.iter().any(|owed| matches!(owed, Owed::Invalidate { .. })) {
-            self.send_back(update)?;
-            return self.answer_back(answer);
-        }
-        self.owe(Owed::Update { miss: answer })?;
-        self.send_back(update.with_need_reply())
-    }
-
     /// Takes the back-end's answer to something that the relay itself asked.
     pub(super) fn settle_own(&mut self, owed: Owed, answer: &Message) -> Result<(), Failure> {
         let is_done = answer.body::<u64>()? == DONE;
         match owed {
-            Owed::Update { miss: Some(miss) } if is_done => self.answer_back(Some(miss)),
-            Owed::Update { miss: Some(miss) } => self.answer_back(Some(miss.reply(&REFUSED))),
-            Owed::Update { miss: None } => Ok(()),
             Owed::Invalidate { completion, .. } => {
                 if !is_done {
                     error!("endpoint {}: the back-end refuses an invalidation", self.relay.label);

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use viommu_tests::guest::{Accelerator, Disk, Testbed};
 use viommu_tests::scene::{Behind, Scene};
 
@@ -18,68 +18,75 @@ const MEMORY_MIB: u32 = 512;
 const READS: usize = 8192;
 const BOOT: Duration = Duration::from_secs(180);
 
-/// A guest to measure.
+/// A guest to measure: how it uses its IOMMU, and whose that is.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Case {
-    name: &'static str,
+    mode: &'static str,
     behind: Behind,
-    kernel_arg: &'static str,
 }
 
-const STRICT: &str = "iommu.strict=1";
-const LAZY: &str = "iommu.strict=0";
-const PASSTHROUGH: &str = "iommu.passthrough=1";
+/// The modes of a guest with an IOMMU, and what the guest's kernel is told for each.
+const MODES: [(&str, &str); 3] =
+    [("passthrough", "iommu.passthrough=1"), ("lazy", "iommu.strict=0"), ("strict", "iommu.strict=1")];
 
-/// Nothing first: it is what the others are compared with. Each case of the daemon stands before QEMU's.
-const CASES: [Case; 7] = [
-    Case { name: "no IOMMU", behind: Behind::Nothing, kernel_arg: "" },
-    Case { name: "passthrough, vhost-user-iommu", behind: Behind::Daemon, kernel_arg: PASSTHROUGH },
-    Case { name: "passthrough, QEMU", behind: Behind::Qemu, kernel_arg: PASSTHROUGH },
-    Case { name: "lazy, vhost-user-iommu", behind: Behind::Daemon, kernel_arg: LAZY },
-    Case { name: "lazy, QEMU", behind: Behind::Qemu, kernel_arg: LAZY },
-    Case { name: "strict, vhost-user-iommu", behind: Behind::Daemon, kernel_arg: STRICT },
-    Case { name: "strict, QEMU", behind: Behind::Qemu, kernel_arg: STRICT },
-];
+/// What all others are compared with.
+const NOTHING: Case = Case { mode: "no IOMMU", behind: Behind::Nothing };
 
-/// Measures `rounds` rounds and prints them.
-pub fn run(rounds: usize) -> Result<()> {
+/// Measures `rounds` rounds of these modes, or of all, and prints them.
+pub fn run(rounds: usize, wanted: &[&str]) -> Result<()> {
+    let modes: Vec<&str> = MODES.iter().map(|(mode, _)| *mode).collect();
+    if let Some(unknown) = wanted.iter().find(|mode| !modes.contains(mode)) {
+        bail!("no mode {unknown:?}; there are {}", modes.join(", "));
+    }
     let testbed = Testbed::find()?;
     let accelerator = match Accelerator::of_this_machine() {
         Accelerator::Kvm => "KVM",
         Accelerator::Tcg => "TCG (software emulation: good for ratios only)",
     };
     println!("{READS} reads of 4 KiB, O_DIRECT, queue depth 1; guest under {accelerator}; {rounds} rounds");
+    let is_wanted = |mode: &&str| wanted.is_empty() || wanted.contains(mode);
+    let behind = |mode| [Behind::Daemon, Behind::Qemu].map(|behind| Case { mode, behind });
+    let cases: Vec<Case> =
+        [NOTHING].into_iter().chain(modes.into_iter().filter(is_wanted).flat_map(behind)).collect();
     let mut figures = Vec::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
-        figures.push(CASES.iter().map(|case| measure(&testbed, case)).collect::<Result<Vec<f64>>>()?);
+        let measured = cases.iter().map(|case| Ok((*case, measure(&testbed, *case)?)));
+        figures.extend(measured.collect::<Result<Vec<(Case, f64)>>>()?);
     }
-    print(&figures);
+    print(&cases, &figures);
     Ok(())
 }
 
-fn measure(testbed: &Testbed, case: &Case) -> Result<f64> {
+fn measure(testbed: &Testbed, case: Case) -> Result<f64> {
     let folder = tempfile::tempdir()?;
     let image = Disk::random(&folder.path().join("disk.img"), READS * 4 / 1024, 1)?;
     let scene = Scene::new(case.behind, image.path(), MEMORY_MIB, &[])?;
     let job = format!("iops /dev/vda {READS}; iops /dev/vda {READS}");
-    let guest = scene.guest(testbed, MEMORY_MIB).kernel_arg(case.kernel_arg).job(&job);
-    let mut guest = guest.spawn()?;
+    let argument = MODES.iter().find(|(mode, _)| *mode == case.mode).map_or("", |(_, argument)| argument);
+    let mut guest = scene.guest(testbed, MEMORY_MIB).kernel_arg(argument).job(&job).spawn()?;
     let answer = format!("iops /dev/vda {READS} ");
     // The first pass warms translations, caches and the emulator's translated code.
     guest.value_of(&answer, BOOT)?;
     Ok(guest.value_of(&answer, BOOT)?.parse()?)
 }
 
-fn print(figures: &[Vec<f64>]) {
-    let column = |case: usize| figures.iter().filter_map(move |round| round.get(case).copied());
+fn print(cases: &[Case], figures: &[(Case, f64)]) {
+    let column = |case: Case| figures.iter().filter(move |(of, _)| *of == case).map(|(_, figure)| *figure);
     println!("\n{:32} {:>23}   {:>23}", "reads a second", "min  median     max", "share of no IOMMU");
-    for (at, case) in CASES.iter().enumerate() {
-        let share = Spread::of(column(at).zip(column(0)).map(|(this, nothing)| this / nothing));
-        println!("{:32} {}   {share:.2}", case.name, Spread::of(column(at)));
+    for case in cases {
+        let name = match case.behind {
+            Behind::Daemon => format!("{}, vhost-user-iommu", case.mode),
+            Behind::Qemu => format!("{}, QEMU", case.mode),
+            Behind::Nothing => case.mode.to_owned(),
+        };
+        let share = Spread::of(column(*case).zip(column(NOTHING)).map(|(this, nothing)| this / nothing));
+        println!("{name:32} {}   {share:.2}", Spread::of(column(*case)));
     }
     println!("\n{:32} {:>23}", "vhost-user-iommu / QEMU", "min  median     max");
-    for (at, mode) in [(1, "passthrough"), (3, "lazy"), (5, "strict")] {
-        let ratio = Spread::of(column(at).zip(column(at + 1)).map(|(ours, qemu)| ours / qemu));
-        println!("{mode:32} {ratio:.2}");
+    for case in cases.iter().filter(|case| case.behind == Behind::Daemon) {
+        let qemu = Case { behind: Behind::Qemu, ..*case };
+        let ratio = Spread::of(column(*case).zip(column(qemu)).map(|(ours, qemu)| ours / qemu));
+        println!("{:32} {ratio:.2}", case.mode);
     }
 }

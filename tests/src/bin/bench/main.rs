@@ -5,17 +5,18 @@
 mod iops;
 mod spread;
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-const USAGE: &str = "Usage: scripts/bench iops [ROUNDS]";
+const USAGE: &str = "Usage: scripts/bench iops [ROUNDS [MODE...]]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments[..] {
-        ["iops"] => iops::run(3),
-        ["iops", rounds] if rounds.parse().is_ok_and(|rounds: usize| rounds > 0) => {
-            iops::run(rounds.parse().unwrap_or(1))
+        ["iops"] => iops::run(3, &[]),
+        ["iops", rounds, ref modes @ ..] if rounds.parse::<NonZeroUsize>().is_ok() => {
+            iops::run(rounds.parse().unwrap_or(1), modes)
         }
         _ => {
             eprintln!("{USAGE}");
