@@ -10,6 +10,7 @@ mod iommu;
 mod listen;
 mod machine_layout;
 pub mod message;
+mod orders;
 mod pci;
 mod relay;
 mod session;

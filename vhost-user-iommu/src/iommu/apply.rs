@@ -36,21 +36,20 @@ impl Iommu {
     }
 
     fn invalidate(&self, endpoints: Vec<EndpointId>, range: IovaRange) -> Result<(), HostError> {
-        let (done, all_done) = mpsc::channel();
-        for endpoint in &endpoints {
-            if let Some(invalidator) = self.invalidators.get(endpoint) {
-                invalidator.invalidate(range, done.clone());
-            }
+        let (done, outcomes) = mpsc::channel();
+        let mut waited_for = 0;
+        for invalidator in endpoints.iter().filter_map(|endpoint| self.invalidators.get(endpoint)) {
+            invalidator.invalidate(range, done.clone());
+            waited_for += 1;
         }
-        drop(done);
         let deadline = Instant::now() + self.unmap_timeout;
-        loop {
-            match all_done.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        for _ in 0..waited_for {
+            match outcomes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(outcome) => outcome?,
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
-                Err(mpsc::RecvTimeoutError::Timeout) => return Err(self.not_acknowledged(&endpoints)),
+                Err(_) => return Err(self.not_acknowledged(&endpoints)),
             }
         }
+        Ok(())
     }
 
     fn not_acknowledged(&self, endpoints: &[EndpointId]) -> HostError {

@@ -25,7 +25,7 @@ use viommu_core::{
 };
 
 use crate::Config;
-use crate::relay::Invalidator;
+use crate::orders::Invalidator;
 use crate::sync::{Wake, lock};
 use crate::throttle::Throttle;
 

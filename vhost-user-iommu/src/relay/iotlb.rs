@@ -16,7 +16,7 @@ use crate::message::{self, FrontendRequest, IotlbKind, IotlbMessage, Message};
 
 use super::conversation::{Conversation, Failure};
 use super::memory_table::Placed;
-use super::orders::{Completion, Order};
+use crate::orders::{Completion, Order};
 
 /// An answer that the back-end has not given yet.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use crate::message::Channel;
 
 use super::conversation::Conversation;
 use super::iotlb::Owed;
-use super::orders::{Order, Orders};
+use crate::orders::{Order, Orders};
 
 impl Conversation<'_> {
     /// Leaves the VMM at once, and the back-end when it leaves. What has been ordered is done with then.

@@ -8,12 +8,13 @@
 //!
 //! A relay never looks at guest memory: addresses are keys into the memory table, nothing more.
 
+mod back_side;
 mod conversation;
+mod front_side;
 mod iotlb;
 mod leave;
 mod memory_table;
 mod messages;
-mod orders;
 mod rings;
 
 use std::os::fd::AsFd;
@@ -28,10 +29,9 @@ use rustix::io::Errno;
 use viommu_core::EndpointId;
 
 use crate::iommu::Iommu;
+use crate::orders::Orders;
 
 use conversation::{Conversation, End};
-
-pub use orders::{Invalidator, Orders, orders};
 
 /// One relay.
 #[derive(Debug)]
