@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use log::{Level, info, warn};
+use log::{Level, info};
 use viommu_core::{
     Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EVENT_SIZE, EndpointId, Extent, Fault, Iova,
     IovaRange, Reject, Reply, Step,
@@ -46,6 +46,8 @@ pub struct Iommu {
     unmap_timeout: Duration,
     /// Readable when there may be an event for the driver.
     event_waits: Arc<Wake>,
+    /// What a guest can repeat: attachments, `bypass`, resets.
+    changes: Throttle,
     refusals: Throttle,
     faults: Throttle,
 }
@@ -78,6 +80,7 @@ impl Iommu {
             msi_region: config.msi_region,
             unmap_timeout: config.unmap_timeout,
             event_waits,
+            changes: Throttle::new(Level::Info),
             refusals: Throttle::new(Level::Warn),
             faults: Throttle::new(Level::Warn),
         };
@@ -106,7 +109,7 @@ impl Iommu {
         let change = self.state().device_mut().begin_config_write(offset, data);
         let reply = change.map(|change| self.carry_out(&change));
         if let Some(reject) = reply.and_then(|reply| reply.rejected) {
-            warn!("write to bypass refused: {reject}");
+            self.refusals.log(|| format!("write to bypass refused: {reject}"));
         }
     }
 
@@ -221,20 +224,21 @@ impl Iommu {
         match *change {
             Change::Attach { endpoint, to, bypass, .. } => {
                 let kind = if bypass { "bypass" } else { "translated" };
-                info!("endpoint {} attached to {to} ({kind})", self.label(endpoint));
+                self.changes.log(|| format!("endpoint {} attached to {to} ({kind})", self.label(endpoint)));
             }
             Change::Detach { endpoint, from } => {
-                info!("endpoint {} detached from {from}", self.label(endpoint))
+                self.changes.log(|| format!("endpoint {} detached from {from}", self.label(endpoint)));
             }
             Change::SetBypass { enabled } => {
-                info!("unattached endpoints {}", if enabled { "bypass" } else { "are blocked" });
+                let state = if enabled { "bypass" } else { "are blocked" };
+                self.changes.log(|| format!("unattached endpoints {state}"));
             }
             Change::Map { .. } | Change::Unmap { .. } => {}
         }
     }
 
     fn tell_reset(&self) {
-        info!("device reset; {}", self.account);
+        self.changes.log(|| format!("device reset; {}", self.account));
     }
 
     fn label(&self, endpoint: EndpointId) -> &str {
