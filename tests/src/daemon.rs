@@ -57,12 +57,15 @@ impl Daemon {
     /// # Errors
     /// It is not built or does not get ready; then with what it said.
     pub fn start(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Daemon> {
-        let mut process = Command::new(Self::program()?)
+        // It goes with the thread that starts it, whatever becomes of that.
+        let mut process = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(Self::program()?)
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .context("starting vhost-user-iommu")?;
+            .context("starting vhost-user-iommu through setpriv")?;
         let stderr = process.stderr.take().context("no standard error")?;
         let log = Arc::new(Log::default());
         let reader_log = log.clone();

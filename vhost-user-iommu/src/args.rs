@@ -141,7 +141,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "4096", value_parser = parse_positive)]
     pub(crate) max_domains: NonZeroU32,
 
-    /// Mappings at most, in all domains together; about 64 bytes each
+    /// Mappings at most, in all domains together; about 64 bytes each (those of before a reset may come on top)
     #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "1048576", value_parser = parse_positive)]
     pub(crate) max_mappings: NonZeroU32,
 
@@ -223,12 +223,12 @@ const LIMITS: &str = "Limits (above them a guest's request is refused with NOMEM
 
 const EXAMPLE: &str = "\
 Example: a disk that another vhost-user back-end serves at blk.sock, behind the IOMMU
-  vhost-user-iommu viot --iommu 00:01.0 --endpoint 00:02.0 --output viot.dat
+  vhost-user-iommu viot --iommu 00:08.0 --endpoint 00:09.0 --output viot.dat
   vhost-user-iommu --socket-path iommu.sock --guest-memory 512M \\
-      --endpoint 00:02.0,vhost-user=blk-front.sock,backend=blk.sock
+      --endpoint 00:09.0,vhost-user=blk-front.sock,backend=blk.sock
   qemu-system-x86_64 -M q35,memory-backend=m -m 512 -acpitable file=viot.dat ... \\
       -object memory-backend-memfd,id=m,size=512M,share=on \\
       -chardev socket,id=c0,path=iommu.sock \\
-      -device vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=c0,addr=1 \\
+      -device vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=c0,addr=8 \\
       -chardev socket,id=c1,path=blk-front.sock \\
-      -device vhost-user-blk-pci,chardev=c1,iommu_platform=on,disable-legacy=on,addr=2";
+      -device vhost-user-blk-pci,chardev=c1,iommu_platform=on,disable-legacy=on,addr=9";

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use log::info;
-use signal_hook::consts::TERM_SIGNALS;
+use log::{Level, info};
+use signal_hook::consts::{SIGHUP, TERM_SIGNALS};
 use signal_hook::iterator::Signals;
 use viommu_core::EndpointId;
 
@@ -22,6 +22,7 @@ use crate::orders::{Invalidator, Orders, orders};
 use crate::relay::Relay;
 use crate::session;
 use crate::sync::Wake;
+use crate::throttle::Throttle;
 use crate::usage_error::UsageError;
 
 /// A relay before it has a device to ask.
@@ -33,7 +34,7 @@ struct Prepared {
     orders: Orders,
 }
 
-/// Serves the device until SIGTERM or SIGINT, and then leaves nothing behind.
+/// Serves the device until SIGTERM, SIGINT, SIGQUIT or SIGHUP, and then leaves nothing behind.
 ///
 /// # Errors
 /// What keeps the device from being served as asked; nothing is left behind then either.
@@ -45,7 +46,7 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
         Listen::Fd(number) => inherited_listener(*number)?,
         Listen::Path(path) => keep(listen("socket-path", path)?, &mut files),
     };
-    let mut signals = Signals::new(TERM_SIGNALS).map_err(short_of)?;
+    let mut signals = Signals::new(TERM_SIGNALS.iter().chain(&[SIGHUP])).map_err(short_of)?;
     let (relays, invalidators) = prepare_relays(config, &mut files)?;
     let event_waits = Arc::new(Wake::new().map_err(short_of)?);
     let iommu = Iommu::new(config, invalidators, event_waits.clone());
@@ -82,7 +83,8 @@ fn prepare_relays(
 fn start_relay(prepared: Prepared, config: &Config, iommu: &Arc<Iommu>) -> Result<(), UsageError> {
     let Prepared { endpoint, label, backend, listener, orders } = prepared;
     let (iommu, unmap_timeout) = (iommu.clone(), config.unmap_timeout);
-    let relay = Relay { endpoint, label, backend, iommu, unmap_timeout };
+    let complaints = Throttle::new(Level::Warn);
+    let relay = Relay { endpoint, label, backend, iommu, unmap_timeout, complaints };
     start("relay", move || relay.serve(&listener, &orders))
 }
 

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use log::{Level, info};
+use viommu_core::wire::RequestType;
 use viommu_core::{
     Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EVENT_SIZE, EndpointId, Extent, Fault, Iova,
     IovaRange, Reject, Reply, Step,
@@ -43,9 +44,12 @@ pub struct Iommu {
     labels: BTreeMap<EndpointId, String>,
     aperture: IovaRange,
     msi_region: Option<IovaRange>,
+    /// Parts of the aperture that are reserved, as long as nobody has been told.
+    untold_holes: Mutex<Vec<IovaRange>>,
     unmap_timeout: Duration,
     /// Readable when there may be an event for the driver.
     event_waits: Arc<Wake>,
+    /// What a guest can repeat: attachments, `bypass`, resets.
     changes: Throttle,
     refusals: Throttle,
     faults: Throttle,
@@ -77,6 +81,7 @@ impl Iommu {
             invalidators,
             aperture: config.aperture,
             msi_region: config.msi_region,
+            untold_holes: Mutex::default(),
             unmap_timeout: config.unmap_timeout,
             event_waits,
             changes: Throttle::new(Level::Info),
@@ -91,6 +96,9 @@ impl Iommu {
     pub fn request(&self, readable: &[u8], writable: usize) -> Reply {
         let reply = self.answer(readable, writable);
         self.account.count(&reply);
+        if reply.row.is_some_and(|row| row.kind == RequestType::PROBE) {
+            self.tell_holes();
+        }
         if let (Some(row), Some(reject)) = (reply.row, &reply.rejected) {
             self.refusals.log(|| format!("{} refused: {reject}{}", row.name, mend(reject)));
         }

@@ -8,6 +8,8 @@
 use log::{info, warn};
 use viommu_core::{IovaRange, REGIONS_MAX, ReservedKind, ReservedRegion};
 
+use crate::sync::lock;
+
 use super::Iommu;
 
 impl Iommu {
@@ -28,9 +30,15 @@ impl Iommu {
         }
         drop(state);
         if !self.invalidators.is_empty() {
-            for hole in holes {
-                info!("aperture {} is no guest memory: reserved", hole.range);
-            }
+            *lock(&self.untold_holes) = holes.iter().map(|hole| hole.range).collect();
+        }
+    }
+
+    /// Says which parts of the aperture are reserved, once: a VMM adds memory piece by piece, and only what the driver
+    /// gets to see is of interest.
+    pub(super) fn tell_holes(&self) {
+        for hole in std::mem::take(&mut *lock(&self.untold_holes)) {
+            info!("aperture {hole} is no guest memory: reserved");
         }
     }
 }

@@ -13,7 +13,7 @@
 //! | event                         | Live             | Lingering | Blocked |
 //! |-------------------------------|------------------|-----------|---------|
 //! | device reset, was attached    | Lingering        | -         | -       |
-//! | device reset, was not         | Live             | Lingering | Blocked |
+//! | device reset, was not         | Live             | Blocked   | Blocked |
 //! | ATTACH begins                 | Live             | Blocked   | Blocked |
 //! | ATTACH done                   | Live             | -         | Live    |
 //! | endpoint restarts or connects | Live             | Live      | Live    |
@@ -102,6 +102,10 @@ impl State {
 
     pub fn reset(&mut self) {
         self.is_stopped = false;
+        // Two generations would let a guest hold more and more: one that lingers still has not moved in all the time.
+        for serving in self.serving.values_mut().filter(|serving| matches!(serving, Serving::Lingering(_))) {
+            *serving = Serving::Blocked;
+        }
         for lingering in self.device.reset() {
             self.move_endpoint(lingering.endpoint, |_| Serving::Lingering(lingering.domain));
         }

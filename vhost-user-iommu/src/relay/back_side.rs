@@ -2,8 +2,6 @@
 
 //! What a back-end says: answers, which go to the VMM or end what the relay asked, and requests of its own.
 
-use log::warn;
-
 use crate::message::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, protocol};
 use crate::message::{BackendRequest, FrontendRequest, Message, VringState};
 
@@ -61,7 +59,10 @@ impl Conversation<'_> {
                 channel.queue(message).map_err(Failure::Front)
             }
             (request, _) => {
-                warn!("endpoint {}: the back-end's {request:?} is not carried", self.relay.label);
+                let label = &self.relay.label;
+                self.relay
+                    .complaints
+                    .log(|| format!("endpoint {label}: the back-end's {request:?} is not carried"));
                 self.answer_back(message.flags.needs_reply().then(|| message.reply(&1u64)))
             }
         }

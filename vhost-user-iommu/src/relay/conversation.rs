@@ -171,12 +171,12 @@ impl<'a> Conversation<'a> {
             let writing = if Channel::wants_write(channel) { PollFlags::OUT } else { PollFlags::empty() };
             PollFd::from_borrowed_fd(channel.as_fd(), reading | writing)
         };
-        let front_reading = if self.is_congested() { PollFlags::empty() } else { PollFlags::IN };
+        let asking = if self.is_congested() { PollFlags::empty() } else { PollFlags::IN };
         let mut polled = vec![
             PollFd::from_borrowed_fd(orders.as_fd(), PollFlags::IN),
-            polled_for(&self.front, front_reading),
+            polled_for(&self.front, asking),
             polled_for(&self.back, PollFlags::IN),
-            polled_for(&self.back_requests, PollFlags::IN),
+            polled_for(&self.back_requests, asking),
         ];
         polled.extend(self.front_requests.as_ref().map(|channel| polled_for(channel, PollFlags::IN)));
         match poll(&mut polled, None) {
@@ -200,8 +200,8 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Whether the back-end is behind with reading. The VMM then has to wait: it may send as much as it likes
-    /// before it waits for an answer.
+    /// Whether the back-end is behind with reading. Whoever asks has then to wait: a VMM may send as much as it likes
+    /// before it waits for an answer, and a back-end may miss as often.
     fn is_congested(&self) -> bool {
         self.back.wants_write()
     }
@@ -222,6 +222,7 @@ impl<'a> Conversation<'a> {
             self.flush()?;
         }
         while ready.back_requests
+            && !self.is_congested()
             && let Some(message) = self.back_requests.receive().map_err(Failure::Back)?
         {
             self.take_back_request(message)?;

@@ -8,7 +8,6 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use log::error;
 use rustix::io::Errno;
 use viommu_core::{Access, Fault, FaultReason, Iova, IovaRange};
 
@@ -134,7 +133,9 @@ impl Conversation<'_> {
         match owed {
             Owed::Invalidate { completion, .. } => {
                 if !is_done {
-                    error!("endpoint {}: the back-end refuses an invalidation", self.relay.label);
+                    let label = &self.relay.label;
+                    let complaints = &self.relay.complaints;
+                    complaints.log(|| format!("endpoint {label}: the back-end refuses an invalidation"));
                     completion.fail(Errno::IO);
                 }
                 Ok(())

@@ -17,19 +17,22 @@ mod memory_table;
 mod messages;
 mod rings;
 
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use log::{error, info};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use viommu_core::EndpointId;
 
 use crate::iommu::Iommu;
 use crate::orders::Orders;
+use crate::throttle::Throttle;
 
 use conversation::{Conversation, End};
 
@@ -46,6 +49,8 @@ pub struct Relay {
     pub iommu: Arc<Iommu>,
     /// How long an invalidation may go unacknowledged.
     pub unmap_timeout: Duration,
+    /// For what a back-end can repeat.
+    pub complaints: Throttle,
 }
 
 impl Relay {
@@ -63,7 +68,7 @@ impl Relay {
     }
 
     /// Until a VMM is here nothing is cached anywhere, so orders are done as they come.
-    fn wait_for_front(&self, listener: &UnixListener, orders: &Orders) -> std::io::Result<UnixStream> {
+    fn wait_for_front(&self, listener: &UnixListener, orders: &Orders) -> io::Result<UnixStream> {
         loop {
             let mut polled = [
                 PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
@@ -85,7 +90,7 @@ impl Relay {
 
     fn converse(&self, front: UnixStream, orders: &Orders) {
         let label = &self.label;
-        let back = match UnixStream::connect(&self.backend) {
+        let back = match connect(&self.backend) {
             Ok(back) => back,
             Err(error) => {
                 let path = self.backend.display();
@@ -108,3 +113,17 @@ impl Relay {
 }
 
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Connects without waiting: a back-end that is busy with somebody else counts as none.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::AGAIN) => Err(io::Error::other("it takes no more connections")),
+        connected => Ok(connected.map(|()| UnixStream::from(socket))?),
+    }
+}

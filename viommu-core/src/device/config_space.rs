@@ -33,8 +33,8 @@ impl Device {
     }
 
     /// Begins a driver's write of `data` at `offset` of the configuration space. If that changes anything, the outside
-    /// applies the change, and [`finish`](Device::finish) ends it. Only `bypass` can be written: other bytes of the write are ignored, as is a value that is
-    /// neither 0 nor 1, and everything without BYPASS_CONFIG.
+    /// applies the change, and [`finish`](Device::finish) ends it. Only `bypass` can be written: other bytes of the
+    /// write are ignored, as is a value that is neither 0 nor 1, and everything without BYPASS_CONFIG.
     pub fn begin_config_write(&mut self, offset: usize, data: &[u8]) -> Option<Change> {
         self.under_way = None;
         //= virtio#devicenormative:IOMMU/Device configuration layout

@@ -2,9 +2,9 @@
 
 //! The writable part of a request: where its tail lies and how long it is.
 //!
-//! A driver reads a reply only when its length is the one it expects, so every known type is answered in
-//! full length, whatever the outcome; only without room for a tail nothing is written. A writable part that is longer than the answer gets the answer at its
-//! start; a PROBE's that is too short for the properties gets its tail at its end.
+//! A driver reads a reply only when its length is the one it expects, so every known type is answered in full length,
+//! whatever the outcome; only without room for a tail nothing is written. A writable part that is longer than the
+//! answer gets the answer at its start; a PROBE's that is too short for the properties gets its tail at its end.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -20,7 +20,7 @@ const TAIL_SIZE: usize = size_of::<wire::Tail>();
 pub struct Reply {
     /// What goes to the start of the writable part; its length is the used length.
     pub bytes: Vec<u8>,
-    /// The request type; `None` when it was not recognised, or left no room for a tail, or when no request was answered.
+    /// The request type; `None` when it was not recognised or left no room for a tail, or when there was no request.
     pub row: Option<&'static Row>,
     /// Why it was refused, if it was.
     pub rejected: Option<Reject>,

@@ -12,7 +12,7 @@
 //! | BYPASS | no | the legacy form |
 //! | PROBE | yes | RESV_MEM properties: the MSI doorbell, holes in guest memory |
 //! | MMIO | yes | recorded; nothing is behind such a mapping for a vhost-user endpoint |
-//! | BYPASS_CONFIG | yes | `bypass` is 1 at power-on unless told otherwise; a device reset leaves it alone |
+//! | BYPASS_CONFIG | yes | `bypass` is 1 at power-on unless told otherwise; a device reset leaves it alone, and so does a reset of the machine while the VMM stays connected: vhost-user does not tell the two apart |
 //!
 //! # Replies
 //!
