@@ -70,6 +70,26 @@ fn after_a_reset_of_the_iommu_an_attach_ends_what_lingers() {
 }
 
 #[test]
+fn a_disk_that_lingers_is_blocked_by_a_reset_that_leaves_another_lingering() {
+    let bed = Bed::with(&[Options::default(), Options::default()], &[]);
+    let (mut guest, _vmm) = bed.run();
+    let _other_vmm = DiskVmm::plug(&bed, 1);
+    assert_eq!(reached(&bed), TRANSLATED);
+    guest.front.reset_device().expect("a reset");
+    guest.restart();
+    guest.attach(1, DOMAIN);
+    guest.map(DOMAIN, SECRET_IOVA, PAGE, SECRET.0);
+    assert_eq!(reached(&bed), TRANSLATED);
+    guest.front.reset_device().expect("a reset");
+    // What the disk has cached goes as well, soon.
+    let deadline = Instant::now() + PATIENCE;
+    while reached(&bed) != BLOCKED {
+        assert!(Instant::now() < deadline, "the disk still reaches what it had");
+    }
+    assert_eq!(bed.peek(1, SECRET_IOVA), secret());
+}
+
+#[test]
 fn a_reset_changes_nothing_for_a_disk_that_was_not_attached() {
     let bed = Bed::new();
     let mut guest = bed.boot();

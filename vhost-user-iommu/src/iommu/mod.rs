@@ -129,8 +129,8 @@ impl Iommu {
     /// attached again or restart themselves, see [`serving`].
     pub fn reset(&self) {
         let _turn = lock(&self.turn);
-        self.state().reset();
-        self.tell_reset();
+        let blocked = self.state().reset();
+        self.follow_reset(&blocked);
     }
 
     /// A VMM has connected: this is the power-on of its machine.
@@ -152,9 +152,9 @@ impl Iommu {
     /// The endpoint comes to life: what it was attached to before a reset of the device is of no meaning to it any
     /// more. Never waits for the turn, which may be somebody's who waits for the endpoint.
     pub fn restarted(&self, endpoint: EndpointId) {
-        let tells_reset = self.state().restarted(endpoint);
-        if tells_reset {
-            self.tell_reset();
+        let reset = self.state().restarted(endpoint);
+        if let Some(blocked) = reset {
+            self.follow_reset(&blocked);
         }
     }
 
@@ -244,7 +244,12 @@ impl Iommu {
         }
     }
 
-    fn tell_reset(&self) {
+    /// What is left to do after a reset that has `blocked` these endpoints.
+    fn follow_reset(&self, blocked: &[EndpointId]) {
+        blocked
+            .iter()
+            .filter_map(|endpoint| self.invalidators.get(endpoint))
+            .for_each(Invalidator::forget_all);
         self.changes.log(|| format!("device reset; {}", self.account));
     }
 

@@ -13,18 +13,20 @@
 //! | event                         | Live             | Lingering | Blocked |
 //! |-------------------------------|------------------|-----------|---------|
 //! | device reset, was attached    | Lingering        | -         | -       |
-//! | device reset, was not         | Live             | Blocked   | Blocked |
+//! | device reset, was not         | Live             | (1)       | Blocked |
 //! | ATTACH begins                 | Live             | Blocked   | Blocked |
 //! | ATTACH done                   | Live             | -         | Live    |
 //! | endpoint restarts or connects | Live             | Live      | Live    |
 //! | VMM gone                      | Blocked          | Blocked   | Blocked |
+//!
+//! (1) Lingering, unless others were attached and linger from now on: then Blocked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use viommu_core::{
     Access, Change, ConfigError, Device, DeviceConfig, Domain, EndpointId, Extent, Fault, FaultReason,
-    HostError, Iova, Reply, Step,
+    HostError, Iova, Lingering, Reply, Step,
 };
 
 /// Where the translations of a relayed endpoint come from.
@@ -100,15 +102,16 @@ impl State {
         self.is_stopped = false;
     }
 
-    pub fn reset(&mut self) {
+    /// Returns the endpoints that are blocked from now on, and have to forget what they know.
+    pub fn reset(&mut self) -> Vec<EndpointId> {
         self.is_stopped = false;
-        // Two generations would let a guest hold more and more: one that lingers still has not moved in all the time.
-        for serving in self.serving.values_mut().filter(|serving| matches!(serving, Serving::Lingering(_))) {
-            *serving = Serving::Blocked;
+        let lingering = self.device.reset();
+        // Two generations would let a guest hold more and more.
+        let blocked = if lingering.is_empty() { Vec::new() } else { self.block_lingering() };
+        for Lingering { endpoint, domain } in lingering {
+            self.move_endpoint(endpoint, |_| Serving::Lingering(domain));
         }
-        for lingering in self.device.reset() {
-            self.move_endpoint(lingering.endpoint, |_| Serving::Lingering(lingering.domain));
-        }
+        blocked
     }
 
     pub fn connected(&mut self) {
@@ -124,12 +127,9 @@ impl State {
         self.serving.values_mut().for_each(|serving| *serving = Serving::Blocked);
     }
 
-    /// The endpoint comes to life. Says whether that tells of a reset of the device.
-    pub fn restarted(&mut self, endpoint: EndpointId) -> bool {
-        let tells_reset = self.is_stopped;
-        if tells_reset {
-            self.reset();
-        }
+    /// The endpoint comes to life. If that tells of a reset of the device, returns what [`reset`](State::reset) does.
+    pub fn restarted(&mut self, endpoint: EndpointId) -> Option<Vec<EndpointId>> {
+        let tells_reset = self.is_stopped.then(|| self.reset());
         self.move_endpoint(endpoint, |_| Serving::Live);
         tells_reset
     }
@@ -144,6 +144,17 @@ impl State {
             Some(Serving::Blocked) => Err(refuse(FaultReason::Domain)),
             Some(Serving::Live) | None => self.device.lookup(endpoint, iova, access),
         }
+    }
+
+    fn block_lingering(&mut self) -> Vec<EndpointId> {
+        let lingering =
+            self.serving.iter_mut().filter(|(_, serving)| matches!(serving, Serving::Lingering(_)));
+        lingering
+            .map(|(endpoint, serving)| {
+                *serving = Serving::Blocked;
+                *endpoint
+            })
+            .collect()
     }
 
     fn move_endpoint(&mut self, endpoint: EndpointId, to: impl FnOnce(Serving) -> Serving) {

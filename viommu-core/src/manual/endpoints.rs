@@ -22,8 +22,8 @@
 //! A guest that shuts down or reboots resets its IOMMU before its disks, which may be writing still. So a reset
 //! empties the device at once, but an endpoint that was attached *lingers*: it keeps its last address space until it
 //! is attached again, or restarts itself (its rings are set up anew). Until then its IOVAs are never taken for GPAs. A
-//! second reset ends that, too: the endpoint is blocked then. So the address spaces of one reset can be held beside
-//! those that the limits allow, and no more.
+//! second reset that leaves others lingering ends that, too: the endpoint is blocked then. So the address spaces of one
+//! reset can be held beside those that the limits allow, and no more.
 //!
 //! A VMM does not say whether it stops the device's rings for a reset or for a pause. The device stays as it is then.
 //! If the rings go on where they were, it was a pause; if they start anew, or an endpoint comes to life, it was a
