@@ -10,8 +10,9 @@
 //! - The back-end is told `VIRTIO_F_ACCESS_PLATFORM`, which makes it translate every address through its IOTLB. QEMU
 //!   demands that bit of the back-end when the device has `iommu_platform=on`, and then takes it away again, since it
 //!   knows of no IOMMU.
-//! - The back-end's misses come to the relay, which answers from the device. Addresses in the entries are the VMM's:
-//!   keys into the memory table that the back-end has too.
+//! - The back-end's misses come to the relay, which answers from the device: first the entry, then the answer to the
+//!   miss, waiting for nothing. Addresses in the entries are the VMM's: keys into the memory table that the back-end has
+//!   too.
 //! - The ring addresses that the VMM sends are its own addresses of the GPAs that it takes the guest's IOVAs for. As
 //!   long as every IOVA is also a GPA, that can be undone exactly: so the aperture has to lie inside guest memory
 //!   (`--guest-memory`), and the holes of that are reserved regions.
@@ -41,3 +42,6 @@
 //! mapping stays, and the log says so: Linux does not look at the status of an UNMAP, so whoever runs the guest should
 //! look at the log. Until that back-end answers, further requests that need it fail at once. A back-end that
 //! disconnects has nothing cached any more; the VMM loses the device.
+//!
+//! When the VMM leaves a device, its back-end counts as holding what it has cached until it has closed its connection
+//! too. One that stays makes requests that need it fail, and no other VMM gets the device: end it.
