@@ -2,6 +2,7 @@
 
 //! Message by message: what a back-end is told, and what becomes of one that answers wrongly or asks too much.
 
+use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_iommu::message::{Access, BackendRequest, FrontendRequest, IotlbKind, IotlbMessage, Message};
 use viommu_core::wire::FAULT_R_UNKNOWN;
@@ -10,7 +11,7 @@ use viommu_tests::front_end::{self, NEED_REPLY, REPLY, VERSION};
 use viommu_tests::iotlb_disk::Options;
 use zerocopy::IntoBytes;
 
-use crate::back_end::BackEnd;
+use crate::back_end::{BackEnd, receive};
 use crate::bed::*;
 use crate::vmm::{DiskVmm, wanted};
 
@@ -52,6 +53,29 @@ fn a_miss_gets_its_entry_and_its_answer_without_waiting_for_the_back_end() {
         assert_eq!(update, IotlbMessage::update(IOVA, PAGE, user_address, Access::READ_WRITE));
         assert!(!message.flags.needs_reply());
     }
+}
+
+#[test]
+fn a_burst_of_misses_gets_all_its_entries() {
+    const BURST: usize = 2000;
+    let (_bed, _guest, back_end, _vmm) = mapped();
+    let BackEnd { mut main, mut requests, .. } = back_end;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..BURST {
+                requests.queue(Message::from(&IotlbMessage::miss(IOVA, Access::READ))).expect("room for one");
+                while requests.wants_write() {
+                    let mut polled = [PollFd::new(&requests, PollFlags::OUT)];
+                    poll(&mut polled, None).expect("polls");
+                    requests.flush().expect("the connection is open");
+                }
+            }
+        });
+        for _ in 0..BURST {
+            let update: IotlbMessage = receive(&mut main).body().expect("an IOTLB message");
+            assert_eq!((update.kind, update.iova), (IotlbKind::UPDATE, IOVA));
+        }
+    });
 }
 
 #[test]

@@ -5,9 +5,11 @@
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use vhost::VhostBackend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_iommu::message::features::{self, ACCESS_PLATFORM, LOG_ALL, VERSION_1, protocol};
@@ -129,6 +131,21 @@ fn a_vmm_without_protocol_features_is_refused_with_the_reason() {
     let _ = vmm.set_ring_addresses([ring, ring + 0x1000, ring + 0x2000]);
     vmm.front.connection().wait_closed(PATIENCE).expect("the conversation ends");
     bed.wait_log("the VMM starts a ring without the protocol features that an IOTLB takes");
+}
+
+#[test]
+fn a_back_end_that_takes_no_more_connections_holds_nobody_up() {
+    let mut bed = Bed::new();
+    bed.disks[0] = None;
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
+    bind(&socket, &SocketAddrUnix::new(bed.disk_path(0)).expect("an address")).expect("bound");
+    listen(&socket, 0).expect("it listens and never accepts");
+    let _only_one = UnixStream::connect(bed.disk_path(0)).expect("the only one that waits");
+    let vmm = DiskVmm::connect(&bed, 0);
+    vmm.front.connection().wait_closed(PATIENCE).expect("the conversation ends");
+    bed.wait_log("it takes no more connections");
+    bed.boot().attach(0, DOMAIN);
 }
 
 #[test]
