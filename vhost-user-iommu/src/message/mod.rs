@@ -24,8 +24,8 @@ mod tests;
 
 pub use channel::{Channel, ChannelError, QUEUED_LEN_MAX, QUEUED_MESSAGES_MAX};
 pub use payload::{
-    Access, Config, ConfigHeader, IotlbKind, IotlbMessage, Log, MemoryRegion, MemoryTableHeader,
-    SingleRegion, VringAddress, VringFd, VringState, memory_table, memory_table_payload,
+    Access, Config, ConfigHeader, IotlbKind, IotlbMessage, MemoryRegion, MemoryTableHeader, SingleRegion,
+    VringAddress, VringFd, VringState, memory_table, memory_table_payload,
 };
 pub use request::{BackendRequest, FrontendRequest};
 

@@ -58,17 +58,6 @@ impl VringFd {
     }
 }
 
-/// The shared memory of the log of dirty pages (`SET_LOG_BASE`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Log {
-    /// Its length in bytes.
-    pub size: u64,
-    /// Where in the file it starts.
-    pub offset: u64,
-}
-const _: () = assert!(size_of::<Log>() == 16);
-
 /// What a memory table starts with; its regions follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
