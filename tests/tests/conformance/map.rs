@@ -42,15 +42,11 @@ fn only_the_lowest_bit_of_the_page_size_mask_counts() {
 }
 
 #[test]
-fn a_granule_of_one_byte_maps_single_bytes() {
+fn a_granule_below_four_kib_is_refused_with_the_mend() {
     let mut config = config();
-    config.page_size_mask = 1;
-    let mut bed = Bed::with(config);
-    bed.attach(1, EP);
-    assert_eq!(bed.map(1, (5, 5), 3), Status::Ok);
-    assert_eq!(bed.map(1, (u64::MAX, u64::MAX), u64::MAX), Status::Ok);
-    assert_eq!((bed.reads(EP, 5), bed.reads(EP, u64::MAX)), (Ok(3), Ok(u64::MAX)));
-    assert_eq!(bed.reads(EP, 4), Err(FaultReason::Mapping));
+    config.page_size_mask = 0x1800;
+    let refused = viommu_core::Device::new(config).expect_err("no such granule").to_string();
+    assert!(refused.contains("2048 bytes") && refused.contains("0x1000 or higher"), "{refused}");
 }
 
 #[test]
