@@ -2,12 +2,12 @@
 
 //! A new entry's way into the tree.
 
-use super::find::Entry;
 use super::node::{
     ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digit, next_higher, next_lower, prefix,
     shift_of_difference,
 };
 use super::tree::{Slot, Tree};
+use super::value::Entry;
 
 impl Tree {
     /// Adds an entry, of whose key there is none.
@@ -43,7 +43,8 @@ impl Tree {
             Node::Leaf(leaf) => {
                 let head = self.head(leaf);
                 if head.prefix() == prefix(entry.key, 0) {
-                    return self.add(slot, at, leaf, digit(entry.key, 0), entry.value);
+                    let item = self.new_item(entry);
+                    return self.add(slot, at, leaf, digit(entry.key, 0), item);
                 }
                 self.branch(at, head.prefix(), entry)
             }
@@ -66,7 +67,8 @@ impl Tree {
             return self.branch(at, other.key, entry);
         }
         let head = Head::new(prefix(entry.key, 0), 0);
-        let (one, two) = ((digit(other.key, 0), other.value), (digit(entry.key, 0), entry.value));
+        let one = (digit(other.key, 0), self.new_item(other));
+        let two = (digit(entry.key, 0), self.new_item(entry));
         let leaf = self.new_pair(Holds::Values, head, one, two);
         self.retire_lone(at);
         leaf

@@ -8,8 +8,8 @@
 //!
 //! | node  | words                                                                          |
 //! |-------|--------------------------------------------------------------------------------|
-//! | lone  | key, value                                                                     |
-//! | leaf  | head, bitmap, one value an item                                                |
+//! | lone  | the key and the words of a mapping                                             |
+//! | leaf  | head, bitmap, one word an item: a short mapping, or where the words of a long one are |
 //! | inner | head, bitmap, half a word an item: the reference of a node                     |
 //!
 //! The head is the part of the key that all items share, and where the digit is in which they differ. The bitmap
@@ -34,8 +34,6 @@ pub(super) const ABOVE_LEAVES: u32 = DIGIT_BITS;
 const ITEMS: u32 = 2;
 /// Words of the largest node.
 pub(super) const NODE_WORDS_MAX: u32 = ITEMS + 64;
-/// Words of a lone node.
-pub(super) const LONE_WORDS: u32 = 2;
 /// The bits of half a word.
 const HALF: u64 = u32::MAX as u64;
 
@@ -205,7 +203,7 @@ impl Table {
         // From here on a full one is not much larger, and takes an item in place.
         let (kind, full_from) = match holds {
             Holds::Values => (LEAF, 24),
-            Holds::Nodes => (INNER, 12),
+            Holds::Nodes => (INNER, 24),
         };
         Table(if count >= full_from { kind | FULL } else { kind })
     }
@@ -240,7 +238,7 @@ impl Table {
     pub(super) fn is_too_empty(self, count: u32) -> bool {
         match self.holds() {
             Holds::Values => count < 14,
-            Holds::Nodes => count < 8,
+            Holds::Nodes => count < 16,
         }
     }
 

@@ -9,11 +9,13 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, Shared, Words};
-use super::find::{self, Entry};
-use super::node::{
-    ABOVE_LEAVES, Head, Holds, LONE_WORDS, Node, NodeRef, Table, below, bit, digits, next_lower,
-};
+use super::find;
+use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, below, bit, digits, next_lower};
 use super::space::Space;
+use super::value::{Entry, LONG_WORDS, is_long};
+
+/// For what the writer never meets.
+const NO_ENTRY: Entry = Entry { key: 0, word: 0, more: 0 };
 
 /// A tree of entries.
 #[derive(Debug)]
@@ -75,7 +77,11 @@ impl Tree {
     }
 
     pub(super) fn lone_entry(&self, at: u32) -> Entry {
-        find::lone(self.arena(), at).unwrap_or(Entry { key: 0, value: 0 })
+        Entry::of_lone(self.arena(), at).unwrap_or(NO_ENTRY)
+    }
+
+    pub(super) fn item_entry(&self, key: u64, item: u64) -> Entry {
+        Entry::of_item(self.arena(), key, item).unwrap_or(NO_ENTRY)
     }
 
     /// The inner node just above the leaves that the way to `key` leads through, if it is full and known.
@@ -114,11 +120,26 @@ impl Tree {
     }
 
     pub(super) fn new_lone(&mut self, entry: Entry) -> NodeRef {
-        let at = self.space.take(LONE_WORDS, &self.shared);
+        let at = self.space.take(entry.lone_words(), &self.shared);
         let words = self.space.words(at);
         words.store(0, entry.key, Ordering::Relaxed);
-        words.store(1, entry.value, Ordering::Relaxed);
+        words.store(1, entry.word, Ordering::Relaxed);
+        if is_long(entry.word) {
+            words.store(2, entry.more, Ordering::Relaxed);
+        }
         NodeRef::lone(at)
+    }
+
+    /// The item of a leaf for an entry.
+    pub(super) fn new_item(&mut self, entry: Entry) -> u64 {
+        if !is_long(entry.word) {
+            return entry.word;
+        }
+        let at = self.space.take(LONG_WORDS, &self.shared);
+        let words = self.space.words(at);
+        words.store(0, entry.word, Ordering::Relaxed);
+        words.store(1, entry.more, Ordering::Relaxed);
+        at.into()
     }
 
     /// A table that `fill` is to give the items for the digits of `bitmap`, all of them and in order.
@@ -167,7 +188,10 @@ impl Tree {
             (Some(digit), 1) if table.holds() == Holds::Nodes => self.child(table, digit),
             (Some(digit), 1) => {
                 let key = self.head(table).prefix() | u64::from(digit);
-                self.new_lone(Entry { key, value: self.item(table, digit) })
+                let item = self.item(table, digit);
+                let lone = self.new_lone(self.item_entry(key, item));
+                self.retire_item(item);
+                lone
             }
             _ => {
                 let mut smaller = self.new_table(table.holds(), self.head(table), left);
@@ -196,6 +220,19 @@ impl Tree {
         self.fill(&mut larger, self.items(table, bitmap).skip_while(|(digit, _)| *digit < added));
         self.retire(table, bitmap);
         larger.finished()
+    }
+
+    pub(super) fn retire_lone(&mut self, node: NodeRef) {
+        if let Node::Lone(at) = node.node() {
+            self.space.retire(at, self.lone_entry(at).lone_words());
+        }
+    }
+
+    /// Retires what an item of a leaf has elsewhere.
+    pub(super) fn retire_item(&mut self, item: u64) {
+        if is_long(item) {
+            self.space.retire(item as u32, LONG_WORDS);
+        }
     }
 
     pub(super) fn retire(&mut self, table: Table, bitmap: u64) {
