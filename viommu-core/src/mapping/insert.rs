@@ -34,7 +34,7 @@ impl Tree {
                 let lone = self.new_lone(entry);
                 return self.add(slot, at, table, digit, lone.0.into());
             }
-            slot = Slot::Item(table, digit);
+            slot = Slot::Item(table, digit, shift);
             at = child;
         }
         let both = match at.node() {

@@ -320,8 +320,9 @@ impl Table {
         }
     }
 
-    /// Replaces the item of `digit`, which the bitmap has.
-    pub(super) fn set_item(self, words: Words<'_>, bitmap: u64, digit: u32, item: u64) {
+    /// Replaces the item of `digit`, for which there is a place, of a table at the beginning of `words`.
+    pub(super) fn set_item(self, words: Words<'_>, digit: u32, item: u64) {
+        let bitmap = if self.is_full() { 0 } else { words.load(1).unwrap_or(0) };
         self.set_item_at(words, self.place(bitmap, digit), item, Ordering::Release);
     }
 

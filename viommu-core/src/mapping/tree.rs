@@ -29,8 +29,8 @@ pub(super) struct Tree {
 pub(super) enum Slot {
     /// At the root.
     Root,
-    /// In an inner node, as the item of a digit.
-    Item(Table, u32),
+    /// In an inner node, as the item of a digit, which begins at this bit.
+    Item(Table, u32, u32),
 }
 
 impl Tree {
@@ -101,9 +101,9 @@ impl Tree {
                 let root = self.fitted(node, None);
                 self.space.words(0).store(0, root.0.into(), Ordering::Release);
             }
-            Slot::Item(table, digit) => {
-                let item = self.fitted(node, Some(self.head(table).shift())).0;
-                table.set_item(self.words(table), self.bitmap(table), digit, item.into());
+            Slot::Item(table, digit, shift) => {
+                let item = self.fitted(node, Some(shift)).0;
+                table.set_item(self.words(table), digit, item.into());
             }
         }
     }
@@ -111,10 +111,8 @@ impl Tree {
     /// The reference of a node as a parent whose digit begins at `parent` holds it, or the root.
     pub(super) fn fitted(&self, node: NodeRef, parent: Option<u32>) -> NodeRef {
         match node.node() {
-            Node::Leaf(table) | Node::Inner(table) => {
-                let next = parent.map(next_lower);
-                table.reference(next != Some(self.head(table).shift()))
-            }
+            Node::Leaf(table) => table.reference(parent != Some(ABOVE_LEAVES)),
+            Node::Inner(table) => table.reference(parent.map(next_lower) != Some(self.head(table).shift())),
             Node::None | Node::Lone(_) => node,
         }
     }
@@ -180,7 +178,7 @@ impl Tree {
         if table.is_full() && !table.is_too_empty(left.count_ones()) {
             let words = self.words(table);
             words.store(1, left, Ordering::Release);
-            digits(bitmap & !left).for_each(|digit| table.set_item(words, bitmap, digit, 0));
+            digits(bitmap & !left).for_each(|digit| table.set_item(words, digit, 0));
             return node;
         }
         let smaller = match (left.checked_ilog2(), left.count_ones()) {
@@ -210,7 +208,7 @@ impl Tree {
         let more = bitmap | bit(added);
         if table.is_full() {
             // A reader that sees the bit finds the item.
-            table.set_item(self.words(table), more, added, item);
+            table.set_item(self.words(table), added, item);
             self.words(table).store(1, more, Ordering::Release);
             return node;
         }
