@@ -66,9 +66,11 @@ impl Domain {
     /// The whole extent around `iova`, if an access of this kind is allowed there.
     pub fn lookup(&self, iova: Iova, access: Access) -> Option<Extent> {
         match &self.space {
+            //= virtio#devicenormative:IOMMU/Device operations A13 A14
+            // No address is changed and no access refused.
             Space::Bypass => Some(Extent::IDENTITY),
             Space::Paging(mappings) => {
-                //= virtio#devicenormative:IOMMU/MAP request
+                //= virtio#devicenormative:IOMMU/MAP request A33a A33b
                 // An access needs every right it uses; a write-only mapping is not readable either.
                 let Mapping { range, target: Target { gpa, access: allowed, .. } } = mappings.find(iova.0)?;
                 allowed.contains(access).then_some(Extent { range, gpa, access: allowed })
