@@ -2,7 +2,7 @@
 
 //! Both parts of a request as bytes: A8 to A12, and the reply lengths that Linux insists on.
 
-use viommu_core::{Features, PROBE_SIZE, Status};
+use viommu_core::{EndpointId, Features, PROBE_SIZE, ReservedKind, ReservedRegion, Status};
 use viommu_tests::model::request::{self, PROBE_REPLY_SIZE, Wire};
 
 use crate::bed::{Bed, EP, NOBODY, RW, status};
@@ -125,6 +125,8 @@ fn a_longer_writable_part_gets_the_answer_at_its_start() {
 #[test]
 fn a_probe_without_room_for_its_properties_gets_none_and_its_tail_at_the_end() {
     let mut bed = Bed::new();
+    let region = ReservedRegion { range: request::range(0x1000, 0x1fff), kind: ReservedKind::Msi };
+    bed.device.set_reserved(EndpointId(EP), &[region]).expect("a valid list");
     for writable in 4..PROBE_REPLY_SIZE {
         let reply = bed.raw(&request::probe(EP).readable(), writable);
         assert_eq!(reply.bytes.len(), writable);
