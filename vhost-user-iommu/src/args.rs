@@ -7,6 +7,7 @@
 use std::{num::NonZeroU32, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use viommu_core::mapping::Mappings;
 use viommu_core::{Granule, IovaRange};
 
 use crate::{
@@ -137,13 +138,17 @@ pub(crate) struct Options {
     #[arg(long, value_name = "LEVEL", help_heading = BEHAVIOUR, default_value = "info", hide_possible_values = true)]
     pub(crate) log_level: LogLevel,
 
-    /// Domains (address spaces) at most; about 200 bytes each
+    /// Domains (address spaces) at most
     #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "4096", value_parser = parse_positive)]
     pub(crate) max_domains: NonZeroU32,
 
-    /// Mappings at most, in all domains together; about 64 bytes each (those of before a reset may come on top)
+    /// Mappings at most, in all domains together (those of before a reset may come on top)
     #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "1048576", value_parser = parse_positive)]
     pub(crate) max_mappings: NonZeroU32,
+
+    /// Memory for mappings at most, in all domains together: 12 to 80 bytes a mapping, 3k a domain; up to 1G
+    #[arg(long, value_name = "SIZE", help_heading = LIMITS, default_value = "96M", value_parser = parse_mapping_memory)]
+    pub(crate) max_mapping_memory: usize,
 
     /// Faults held at most while the guest gives no event buffer; about 64 bytes each
     #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "256", value_parser = parse_positive)]
@@ -208,6 +213,16 @@ fn parse_granule(text: &str) -> Result<Granule, UsageError> {
         UsageError::new(
             "a granule is a power of two from 4k to 1G",
             format!("write the guest's page size or less, such as {}", format_size(nearest)),
+        )
+    })
+}
+
+fn parse_mapping_memory(text: &str) -> Result<usize, UsageError> {
+    let bytes = usize::try_from(parse_size(text)?).ok();
+    bytes.filter(|bytes| (1..=Mappings::BYTES_LIMIT).contains(bytes)).ok_or_else(|| {
+        UsageError::new(
+            format!("`{text}` is not a size from 1 to {} bytes", Mappings::BYTES_LIMIT),
+            "write how much memory a guest may take, such as 96M",
         )
     })
 }

@@ -96,32 +96,54 @@ impl fmt::Display for IovaRange {
 /// The smallest unit of mapping: a power of two of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Granule {
-    /// The bits of an address within a granule.
-    mask: u64,
+    lg2: u32,
 }
 
 impl Granule {
+    /// Bytes of the smallest granule that a device can have.
+    pub const SMALLEST: u64 = 4096;
+
     /// The granule of a `page_size_mask`: its lowest set bit; `None` for an empty mask.
     pub const fn of_mask(page_size_mask: u64) -> Option<Granule> {
-        if page_size_mask == 0 {
-            return None;
+        match page_size_mask {
+            0 => None,
+            mask => Some(Granule { lg2: mask.trailing_zeros() }),
         }
-        Some(Granule { mask: (1u64 << page_size_mask.trailing_zeros()).wrapping_sub(1) })
     }
 
     /// Bytes in one granule.
     pub const fn bytes(self) -> u64 {
-        self.mask.wrapping_add(1)
+        1u64.wrapping_shl(self.lg2)
     }
 
     /// Whether `address` is the first byte of a granule.
     pub const fn is_start(self, address: u64) -> bool {
-        address & self.mask == 0
+        address & self.mask() == 0
     }
 
     /// Whether `address` is the last byte of a granule.
     pub const fn is_last(self, address: u64) -> bool {
-        address & self.mask == self.mask
+        address & self.mask() == self.mask()
+    }
+
+    /// How many granules lie before the one of `address`.
+    pub(crate) const fn number_of(self, address: u64) -> u64 {
+        address.wrapping_shr(self.lg2)
+    }
+
+    /// The first byte of a granule by its number.
+    pub(crate) const fn start_of(self, number: u64) -> u64 {
+        number.wrapping_shl(self.lg2)
+    }
+
+    /// The last byte of a granule by its number.
+    pub(crate) const fn last_of(self, number: u64) -> u64 {
+        self.start_of(number) | self.mask()
+    }
+
+    /// The bits of an address within a granule.
+    const fn mask(self) -> u64 {
+        self.bytes().wrapping_sub(1)
     }
 }
 

@@ -7,6 +7,7 @@ use core::ops::RangeInclusive;
 
 use thiserror::Error;
 
+use crate::mapping::Mappings;
 use crate::{EndpointId, Granule, IovaRange};
 
 /// How much a guest can make the device hold. Over a limit a request is refused with `NOMEM`.
@@ -14,16 +15,20 @@ use crate::{EndpointId, Granule, IovaRange};
 pub struct Limits {
     /// Domains that exist at once, each about 200 bytes.
     pub domains_max: usize,
-    /// Mappings that exist at once in all domains together, each about 64 bytes.
+    /// Mappings that exist at once in all domains together.
     pub mappings_max: usize,
+    /// Bytes of memory for the mappings of all domains together, at most 1 GiB: about 12 for a mapping among
+    /// neighbours, 80 in the worst arrangement, 3000 for a domain. While a domain shrinks, its own size is needed once
+    /// more for a moment.
+    pub mapping_bytes_max: usize,
     /// Faults that wait for the driver, each about 64 bytes; more are dropped and counted.
     pub faults_max: usize,
 }
 
 impl Default for Limits {
-    /// About 64 MiB if a guest uses all of it.
+    /// About 100 MiB if a guest uses all of it.
     fn default() -> Limits {
-        Limits { domains_max: 4096, mappings_max: 1 << 20, faults_max: 256 }
+        Limits { domains_max: 4096, mappings_max: 1 << 20, mapping_bytes_max: 96 << 20, faults_max: 256 }
     }
 }
 
@@ -50,9 +55,17 @@ pub enum ConfigError {
     /// No page size at all.
     #[error("the page size mask is empty")]
     NoPageSize,
+    /// A granule of so few bytes.
+    #[error(
+        "the granule of {0} bytes is too small: the lowest bit of the page size mask must be 0x1000 or higher"
+    )]
+    SmallGranule(u64),
     /// The aperture cuts through a granule.
     #[error("the aperture {0} does not begin and end on the granule of {1:#x} bytes")]
     Aperture(IovaRange, u64),
+    /// A limit beyond what a domain can hold.
+    #[error("the limit of {0} bytes for mappings is too high: at most 1073741824 can be used")]
+    MappingBytes(usize),
     /// No domain id at all.
     #[error("the range of domain ids is empty")]
     NoDomainId,
@@ -67,8 +80,14 @@ impl DeviceConfig {
         //= virtio#devicenormative:IOMMU/Device configuration layout A4a
         // A mask without a bit has no granule.
         let granule = Granule::of_mask(self.page_size_mask).ok_or(ConfigError::NoPageSize)?;
+        if granule.bytes() < Granule::SMALLEST {
+            return Err(ConfigError::SmallGranule(granule.bytes()));
+        }
         if !granule.is_start(self.aperture.start()) || !granule.is_last(self.aperture.last()) {
             return Err(ConfigError::Aperture(self.aperture, granule.bytes()));
+        }
+        if self.limits.mapping_bytes_max > Mappings::BYTES_LIMIT {
+            return Err(ConfigError::MappingBytes(self.limits.mapping_bytes_max));
         }
         if self.domain_ids.is_empty() {
             return Err(ConfigError::NoDomainId);

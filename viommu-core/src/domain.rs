@@ -6,9 +6,8 @@
 
 use alloc::collections::BTreeSet;
 
-use crate::mapping::{Mapping, Mappings};
-use crate::{Access, Target};
-use crate::{EndpointId, Gpa, Iova, IovaRange};
+use crate::mapping::{Mapping, Mappings, Reader};
+use crate::{Access, EndpointId, Gpa, Granule, Iova, IovaRange};
 
 /// What the endpoints of a domain reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +39,27 @@ pub struct Extent {
 impl Extent {
     /// All of the space, untranslated.
     pub const IDENTITY: Extent = Extent { range: IovaRange::ALL, gpa: Gpa(0), access: Access::all() };
+
+    /// All of a mapping, if it allows `access`.
+    fn of(mapping: Mapping, access: Access) -> Option<Extent> {
+        //= virtio#devicenormative:IOMMU/MAP request A33a A33b
+        // An access needs every right it uses; a write-only mapping is not readable either.
+        let allowed = mapping.target.access;
+        let extent = Extent { range: mapping.range, gpa: mapping.target.gpa, access: allowed };
+        allowed.contains(access).then_some(extent)
+    }
+}
+
+impl Reader {
+    /// The whole extent around `iova`, if an access of this kind is allowed there.
+    pub fn lookup(&mut self, iova: Iova, access: Access) -> Option<Extent> {
+        Extent::of(self.find(iova.0)?, access)
+    }
 }
 
 impl Domain {
-    pub(crate) fn new(bypass: bool) -> Domain {
-        let space = if bypass { Space::Bypass } else { Space::Paging(Mappings::default()) };
+    pub(crate) fn new(bypass: bool, granule: Granule) -> Domain {
+        let space = if bypass { Space::Bypass } else { Space::Paging(Mappings::new(granule)) };
         Domain { endpoints: BTreeSet::new(), space }
     }
 
@@ -69,13 +84,13 @@ impl Domain {
             //= virtio#devicenormative:IOMMU/Device operations A13 A14
             // No address is changed and no access refused.
             Space::Bypass => Some(Extent::IDENTITY),
-            Space::Paging(mappings) => {
-                //= virtio#devicenormative:IOMMU/MAP request A33a A33b
-                // An access needs every right it uses; a write-only mapping is not readable either.
-                let Mapping { range, target: Target { gpa, access: allowed, .. } } = mappings.find(iova.0)?;
-                allowed.contains(access).then_some(Extent { range, gpa, access: allowed })
-            }
+            Space::Paging(mappings) => Extent::of(mappings.find(iova.0)?, access),
         }
+    }
+
+    /// A handle that translates from other threads; `None` for a bypass domain, which translates nothing.
+    pub fn reader(&self) -> Option<Reader> {
+        self.paging().map(Mappings::reader)
     }
 
     pub(crate) fn paging(&self) -> Option<&Mappings> {
@@ -94,5 +109,10 @@ impl Domain {
 
     pub(crate) fn mapping_count(&self) -> usize {
         self.paging().map_or(0, Mappings::count)
+    }
+
+    /// The most bytes that the mappings take.
+    pub(crate) fn mapping_bytes(&self) -> usize {
+        self.paging().map_or(0, Mappings::bytes_max)
     }
 }

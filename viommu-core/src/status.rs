@@ -110,6 +110,9 @@ pub enum Reject {
     /// No more domains.
     #[error("limit of {0} domains reached")]
     DomainLimit(usize),
+    /// No more memory for mappings.
+    #[error("limit of {0} bytes for mappings reached")]
+    MappingMemory(usize),
     /// No more mappings.
     #[error("limit of {0} mappings reached")]
     MappingLimit(usize),
@@ -161,7 +164,7 @@ impl From<&Reject> for Status {
             | Reject::Overlap(_)
             | Reject::ReservedRegion(_) => Status::Inval,
             Reject::Incompatible(..) => Status::Unsupp,
-            Reject::DomainLimit(_) | Reject::MappingLimit(_) => Status::NoMem,
+            Reject::DomainLimit(_) | Reject::MappingLimit(_) | Reject::MappingMemory(_) => Status::NoMem,
             Reject::Host(HostError { errno: HostError::ENOMEM | HostError::ENOSPC, .. }) => Status::NoMem,
             Reject::Host(_) => Status::DevErr,
         }

@@ -108,7 +108,7 @@ pub fn plans(ops_max: usize) -> impl Strategy<Value = Plan> {
 }
 
 fn configs() -> impl Strategy<Value = DeviceConfig> {
-    let masks = select(vec![0x1000, 0x4020_1000, 0x1_0000, 1]);
+    let masks = select(vec![0x1000, 0x4020_1000, 0x1_0000]);
     let apertures = select(vec![
         IovaRange::ALL,
         range(0, 0xffff_ffff),
@@ -116,8 +116,9 @@ fn configs() -> impl Strategy<Value = DeviceConfig> {
         range(u64::MAX - 0xf_ffff, u64::MAX),
     ]);
     let domain_ids = select(vec![0..=u32::MAX, 1..=3]);
-    let limits = (1..=4usize, 1..=8usize, 1..=3usize)
-        .prop_map(|(domains_max, mappings_max, faults_max)| Limits { domains_max, mappings_max, faults_max });
+    let limits = (1..=4usize, 1..=8usize, 1..=3usize).prop_map(|(domains_max, mappings_max, faults_max)| {
+        Limits { domains_max, mappings_max, faults_max, ..Limits::default() }
+    });
     (masks, apertures, domain_ids, any::<bool>(), limits).prop_map(
         |(page_size_mask, aperture, domain_ids, boot_bypass, limits)| DeviceConfig {
             page_size_mask,

@@ -9,7 +9,7 @@ use crate::bed::{ALL, Bed, EP, EP2, EP3, config};
 
 fn limited(domains_max: usize, mappings_max: usize) -> Bed {
     let mut config = config();
-    config.limits = Limits { domains_max, mappings_max, ..Limits::default() };
+    config.limits = Limits { domains_max, mappings_max, faults_max: 1, ..Limits::default() };
     Bed::with(config)
 }
 

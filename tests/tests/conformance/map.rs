@@ -42,6 +42,14 @@ fn only_the_lowest_bit_of_the_page_size_mask_counts() {
 }
 
 #[test]
+fn a_granule_below_four_kib_is_refused_with_the_mend() {
+    let mut config = config();
+    config.page_size_mask = 0x1800;
+    let refused = viommu_core::Device::new(config).expect_err("no such granule").to_string();
+    assert!(refused.contains("2048 bytes") && refused.contains("0x1000 or higher"), "{refused}");
+}
+
+#[test]
 fn a_reversed_range_is_out_of_range() {
     let mut bed = attached();
     assert_eq!(bed.map(1, (0x2000, 0x1fff), 0), Status::Range);

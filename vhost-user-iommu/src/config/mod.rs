@@ -70,6 +70,7 @@ impl Config {
             limits: Limits {
                 domains_max: options.max_domains.get() as usize,
                 mappings_max: options.max_mappings.get() as usize,
+                mapping_bytes_max: options.max_mapping_memory,
                 faults_max: options.max_faults.get() as usize,
             },
             unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),

@@ -31,7 +31,12 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
             aperture: IovaRange::ALL,
             boot_bypass: true,
             msi_region: Some(range(0xfee0_0000, 0xfeef_ffff)),
-            limits: Limits { domains_max: 4096, mappings_max: 1_048_576, faults_max: 256 },
+            limits: Limits {
+                domains_max: 4096,
+                mappings_max: 1_048_576,
+                mapping_bytes_max: 96 << 20,
+                faults_max: 256
+            },
             unmap_timeout: Duration::from_secs(2),
             log_level: LevelFilter::Info,
         }
@@ -42,7 +47,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
 fn every_option_reaches_the_configuration() {
     let text = "--fd 7 --endpoint 0:2.0,vhost-user=f,backend=b --endpoint 9 --granule 2M --aperture 1G-0x7fffffff \
                 --boot-bypass off --msi-region none --unmap-timeout 150 --log-level trace --max-domains 1 \
-                --max-mappings 2 --max-faults 3";
+                --max-mappings 2 --max-mapping-memory 4k --max-faults 3";
     let words: Vec<_> = text.split_whitespace().collect();
     let config = config(&words);
     let ids: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.id).collect();
@@ -52,7 +57,7 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(config.aperture, range(1 << 30, 0x7fff_ffff));
     assert_eq!((config.boot_bypass, config.msi_region), (false, None));
     assert_eq!((config.unmap_timeout, config.log_level), (Duration::from_millis(150), LevelFilter::Trace));
-    let limits = Limits { domains_max: 1, mappings_max: 2, faults_max: 3 };
+    let limits = Limits { domains_max: 1, mappings_max: 2, mapping_bytes_max: 4096, faults_max: 3 };
     assert_eq!(config.limits, limits);
 }
 

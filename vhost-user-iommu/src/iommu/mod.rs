@@ -268,6 +268,7 @@ fn mend(reject: &Reject) -> &'static str {
         Reject::NoEndpoint(_) => "; the guest's VIOT names it, so name it as --endpoint too, or in neither",
         Reject::DomainLimit(_) => "; see --max-domains",
         Reject::MappingLimit(_) => "; see --max-mappings",
+        Reject::MappingMemory(_) => "; see --max-mapping-memory",
         _ => "",
     }
 }

@@ -30,7 +30,7 @@ impl Device {
                     return Err(Reject::Incompatible(id, to));
                 }
             }
-            None => self.check_room_for_domain(endpoint.domain)?,
+            None => self.check_room_for_domain(endpoint.domain, bypass)?,
         }
         Ok(Verdict::Change(Change::Attach { endpoint: id, from: endpoint.domain, to, bypass }))
     }
@@ -55,7 +55,13 @@ impl Device {
         self.commit_detach(id);
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             endpoint.domain = Some(to);
-            self.domains.entry(to).or_insert_with(|| Domain::new(bypass)).endpoints.insert(id);
+            let mapping_bytes = &mut self.mapping_bytes;
+            let new = || {
+                let domain = Domain::new(bypass, self.granule);
+                *mapping_bytes = mapping_bytes.saturating_add(domain.mapping_bytes());
+                domain
+            };
+            self.domains.entry(to).or_insert_with(new).endpoints.insert(id);
         }
     }
 
@@ -72,12 +78,13 @@ impl Device {
         domain.endpoints.remove(&id);
         if domain.endpoints.is_empty() {
             self.mapping_count = self.mapping_count.saturating_sub(domain.mapping_count());
+            self.mapping_bytes = self.mapping_bytes.saturating_sub(domain.mapping_bytes());
             self.domains.remove(&from);
         }
     }
 
     /// Whether one more domain may exist, given that `leaves` loses an endpoint and may end.
-    fn check_room_for_domain(&self, leaves: Option<DomainId>) -> Result<(), Reject> {
+    fn check_room_for_domain(&self, leaves: Option<DomainId>, bypass: bool) -> Result<(), Reject> {
         let domains_max = self.config.limits.domains_max;
         let old = leaves.and_then(|domain| self.domains.get(&domain));
         let ends = old.is_some_and(|domain| domain.endpoints.len() == 1);
@@ -85,6 +92,6 @@ impl Device {
         if left >= domains_max {
             return Err(Reject::DomainLimit(domains_max));
         }
-        Ok(())
+        if bypass { Ok(()) } else { self.check_room_for_bytes(Mappings::EMPTY_BYTES_MAX) }
     }
 }

@@ -15,7 +15,8 @@ pub enum Broken {
     EndpointsOfDomain(DomainId),
     /// I3: the mappings of a domain are disjoint, lie in the aperture and begin and end on the granule.
     Mappings(DomainId),
-    /// I4: the count of mappings is right and, like that of domains and faults, within its limit.
+    /// I4: count and bytes of the mappings are right and, like the counts of domains and faults, within their
+    /// limits.
     Counts,
 }
 
@@ -40,7 +41,10 @@ impl Device {
         }
         let limits = &self.config.limits;
         let count: usize = self.domains.values().map(Domain::mapping_count).sum();
+        let bytes: usize = self.domains.values().map(Domain::mapping_bytes).sum();
         if count != self.mapping_count
+            || bytes != self.mapping_bytes
+            || bytes > limits.mapping_bytes_max
             || count > limits.mappings_max
             || self.domains.len() > limits.domains_max
             || self.faults.len() > limits.faults_max

@@ -31,6 +31,7 @@ impl Device {
         if self.mapping_count >= mappings_max {
             return Err(Reject::MappingLimit(mappings_max));
         }
+        self.check_room_for_bytes(Mappings::GROWTH_MAX)?;
         Ok(Verdict::Change(Change::Map { domain: id, range, target }))
     }
 
@@ -38,25 +39,41 @@ impl Device {
     // Holes are no error; a mapping that would be cut is, and then nothing goes.
     pub(super) fn check_unmap(&self, id: DomainId, range: IovaRange) -> Result<Verdict, Reject> {
         let mappings = self.paging_domain(id)?;
-        match mappings.count_within(&range) {
+        match mappings.any_within(&range) {
             Err(_) => Err(Reject::Split(range)),
-            Ok(0) => Ok(Verdict::Nothing),
-            Ok(_) => Ok(Verdict::Change(Change::Unmap { domain: id, range })),
+            Ok(false) => Ok(Verdict::Nothing),
+            Ok(true) => Ok(Verdict::Change(Change::Unmap { domain: id, range })),
         }
     }
 
     pub(super) fn commit_map(&mut self, id: DomainId, range: IovaRange, target: Target) {
-        if let Some(mappings) = self.domains.get_mut(&id).and_then(|domain| domain.paging_mut()) {
-            mappings.insert(Mapping { range, target });
-            self.mapping_count = self.mapping_count.saturating_add(1);
-        }
+        self.change_mappings(id, |mappings| mappings.insert(Mapping { range, target }));
     }
 
     pub(super) fn commit_unmap(&mut self, id: DomainId, range: IovaRange) {
-        if let Some(mappings) = self.domains.get_mut(&id).and_then(|domain| domain.paging_mut()) {
-            let removed = mappings.remove_within(&range);
-            self.mapping_count = self.mapping_count.saturating_sub(removed);
+        self.change_mappings(id, |mappings| {
+            mappings.remove_within(&range);
+        });
+    }
+
+    /// Changes the mappings of a domain and keeps the sums over all domains.
+    fn change_mappings(&mut self, id: DomainId, change: impl FnOnce(&mut Mappings)) {
+        let Some(mappings) = self.domains.get_mut(&id).and_then(|domain| domain.paging_mut()) else {
+            return;
+        };
+        let (count, bytes) = (mappings.count(), mappings.bytes_max());
+        change(mappings);
+        self.mapping_count = self.mapping_count.saturating_sub(count).saturating_add(mappings.count());
+        self.mapping_bytes = self.mapping_bytes.saturating_sub(bytes).saturating_add(mappings.bytes_max());
+    }
+
+    /// Whether the mappings of all domains together may take so many bytes more.
+    pub(super) fn check_room_for_bytes(&self, more: usize) -> Result<(), Reject> {
+        let bytes_max = self.config.limits.mapping_bytes_max;
+        if self.mapping_bytes.saturating_add(more) > bytes_max {
+            return Err(Reject::MappingMemory(bytes_max));
         }
+        Ok(())
     }
 
     fn paging_domain(&self, id: DomainId) -> Result<&Mappings, Reject> {

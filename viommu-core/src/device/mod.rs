@@ -65,6 +65,8 @@ pub struct Device {
     domains: BTreeMap<DomainId, Domain>,
     /// Mappings of all domains together.
     mapping_count: usize,
+    /// The most bytes that they take.
+    mapping_bytes: usize,
     under_way: Option<UnderWay>,
     faults: PendingFaults,
     faults_dropped: u64,
@@ -123,6 +125,7 @@ impl Device {
             endpoints,
             domains: BTreeMap::new(),
             mapping_count: 0,
+            mapping_bytes: 0,
             under_way: None,
             faults: PendingFaults::default(),
             faults_dropped: 0,
@@ -168,7 +171,7 @@ impl Device {
     ///
     /// A change that was begun and never finished counts as refused by the host.
     pub fn begin(&mut self, readable: &[u8], writable: usize) -> Step {
-        self.under_way = None;
+        self.set_under_way(None);
         //= virtio#devicenormative:IOMMU/Device operations A9a A9b A10a A12
         // A type that is not recognised, or no room for a status: nothing is written. The rest of the head is ignored.
         let row = readable.first().and_then(|kind| request::row(RequestType(*kind), self.negotiated));
@@ -179,7 +182,7 @@ impl Device {
         let checked = form.check_room().and_then(|()| request::parse(row, readable, self.negotiated));
         match checked.and_then(|request| self.check(&request)) {
             Ok(Verdict::Change(change)) => {
-                self.under_way = Some(UnderWay { change, form });
+                self.set_under_way(Some(UnderWay { change, form }));
                 Step::Apply(change)
             }
             Ok(Verdict::Nothing) => Step::Done(form.done()),
@@ -191,15 +194,16 @@ impl Device {
     /// Commits the change that [`begin`](Device::begin) asked for, or drops it if the outside refused; the
     /// last step.
     pub fn finish(&mut self, applied: Result<(), HostError>) -> Reply {
-        let Some(UnderWay { change, form }) = self.under_way.take() else {
+        let Some(UnderWay { change, form }) = self.under_way else {
             return Reply::unrecognised();
         };
+        if applied.is_ok() {
+            self.commit(change);
+        }
+        self.set_under_way(None);
+        debug_assert_eq!(self.check_invariants(), Ok(()));
         match applied {
-            Ok(()) => {
-                self.commit(change);
-                debug_assert_eq!(self.check_invariants(), Ok(()));
-                form.done()
-            }
+            Ok(()) => form.done(),
             Err(error) => form.rejected(Reject::Host(error)),
         }
     }
@@ -210,8 +214,9 @@ impl Device {
     pub fn reset(&mut self) -> Vec<Lingering> {
         //= virtio#devicenormative:IOMMU/Device configuration layout A6a
         // The bypass field outlives a device reset.
-        self.under_way = None;
+        self.set_under_way(None);
         self.mapping_count = 0;
+        self.mapping_bytes = 0;
         self.driver_is_up = false;
         self.faults.clear();
         for endpoint in self.endpoints.values_mut() {
@@ -246,6 +251,18 @@ impl Device {
     /// A domain that exists.
     pub fn domain(&self, id: DomainId) -> Option<&Domain> {
         self.domains.get(&id)
+    }
+
+    /// Says what the outside is at work on from now on. Readers of a domain find nothing in a range that is being
+    /// unmapped.
+    fn set_under_way(&mut self, under_way: Option<UnderWay>) {
+        let old = core::mem::replace(&mut self.under_way, under_way);
+        for (under_way, is_begun) in [(old, false), (under_way, true)] {
+            if let Some(UnderWay { change: Change::Unmap { domain, range }, .. }) = under_way {
+                let mappings = self.domains.get(&domain).and_then(Domain::paging);
+                mappings.into_iter().for_each(|mappings| mappings.close(is_begun.then_some(range)));
+            }
+        }
     }
 
     fn check(&self, request: &Request) -> Result<Verdict, Reject> {

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The words that the tree is made of, in chunks, and how readers come by them.
+//!
+//! All words are atomic: a reader that comes too late reads words that mean something else by now, never
+//! memory that is not there. Knows nothing of nodes, except that word 0 is the root.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Mutex, PoisonError};
+
+use crate::IovaRange;
+
+/// The numbers of words in a chunk: a word's number is its chunk's and its place there.
+pub(super) const CHUNK_LG2: u32 = 12;
+/// Words of the largest chunk.
+pub(super) const CHUNK_WORDS_MAX: u32 = 1 << CHUNK_LG2;
+
+/// What was read makes no sense: it was overwritten meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Torn;
+
+/// Chunks of words. Chunks may be shorter than their numbers would allow.
+#[derive(Debug, Default)]
+pub(super) struct Arena {
+    pub(super) chunks: Vec<Arc<[AtomicU64]>>,
+}
+
+impl Arena {
+    /// The words from number `at` up to the end of its chunk.
+    pub(super) fn words(&self, at: u32) -> Result<Words<'_>, Torn> {
+        let chunk = self.chunks.get(at.wrapping_shr(CHUNK_LG2) as usize).ok_or(Torn)?;
+        let place = at & (CHUNK_WORDS_MAX.wrapping_sub(1));
+        chunk.get(place as usize..).map(Words).ok_or(Torn)
+    }
+
+    /// The same, with one more chunk of `words` words.
+    pub(super) fn with_chunk(&self, words: u32) -> Arena {
+        let mut chunks = Vec::with_capacity(self.chunks.len().saturating_add(1));
+        chunks.extend_from_slice(&self.chunks);
+        chunks.push((0..words).map(|_| AtomicU64::new(0)).collect());
+        Arena { chunks }
+    }
+}
+
+/// Some words in a row.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Words<'a>(&'a [AtomicU64]);
+
+impl Words<'_> {
+    /// A word, and with it what was stored before it.
+    pub(super) fn load(self, index: u32) -> Result<u64, Torn> {
+        self.0.get(index as usize).map(|word| word.load(Ordering::Acquire)).ok_or(Torn)
+    }
+
+    /// Replaces a word. For the one writer, who knows that it exists.
+    pub(super) fn store(self, index: u32, value: u64, order: Ordering) {
+        debug_assert!((index as usize) < self.0.len());
+        if let Some(word) = self.0.get(index as usize) {
+            word.store(value, order);
+        }
+    }
+}
+
+/// What the writer of a tree shares with its readers.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Counts the arenas that were published.
+    generation: AtomicU64,
+    /// Counts how often retired words became free, see [`Shared::advance`].
+    epoch: AtomicU64,
+    arena: Mutex<Arc<Arena>>,
+    closed: Closed,
+}
+
+impl Shared {
+    pub(super) fn new(arena: Arc<Arena>) -> Shared {
+        Shared {
+            generation: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            arena: Mutex::new(arena),
+            closed: Closed::default(),
+        }
+    }
+
+    /// Makes `arena` the one that lookups begin in from now on.
+    pub(super) fn publish(&self, arena: Arc<Arena>) {
+        *self.arena.lock().unwrap_or_else(PoisonError::into_inner) = arena;
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// The number of the arena to begin in. It is read before the arena, which can then only be newer.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(super) fn arena(&self) -> Arc<Arena> {
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says that words are overwritten which were retired before the last time this was said.
+    pub(super) fn advance(&self) {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        self.epoch.store(epoch.wrapping_add(1), Ordering::Release);
+        // What is written from here on is not seen before the new epoch.
+        fence(Ordering::Release);
+    }
+
+    /// Begins a lookup.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether all that a lookup read since `epoch` was in the tree, or retired from it since then.
+    pub(super) fn is_sound_since(&self, epoch: u64) -> bool {
+        fence(Ordering::Acquire);
+        self.epoch.load(Ordering::Relaxed).wrapping_sub(epoch) <= 1
+    }
+
+    /// The IOVAs that readers find nothing at, whatever is mapped.
+    pub(super) fn closed(&self) -> &Closed {
+        &self.closed
+    }
+}
+
+/// A range that one thread sets and others read: a counter that is odd meanwhile tells them to read again.
+#[derive(Debug, Default)]
+pub(super) struct Closed {
+    count: AtomicU64,
+    /// The range, or `start > last` for none.
+    start: AtomicU64,
+    last: AtomicU64,
+}
+
+impl Closed {
+    /// Replaces the range.
+    pub(super) fn set(&self, range: Option<IovaRange>) {
+        let count = self.count.load(Ordering::Relaxed);
+        self.count.store(count.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.start.store(range.map_or(1, |range| range.start()), Ordering::Relaxed);
+        self.last.store(range.map_or(0, |range| range.last()), Ordering::Relaxed);
+        self.count.store(count.wrapping_add(2), Ordering::Release);
+    }
+
+    pub(super) fn contains(&self, iova: u64) -> bool {
+        loop {
+            let count = self.count.load(Ordering::Acquire);
+            // No range was ever set: the common case needs no second look.
+            if count == 0 {
+                return false;
+            }
+            let start = self.start.load(Ordering::Relaxed);
+            let last = self.last.load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            if count & 1 == 0 && self.count.load(Ordering::Relaxed) == count {
+                return start <= iova && iova <= last;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}

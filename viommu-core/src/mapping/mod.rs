@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The mappings of one domain: disjoint inclusive ranges that keep their boundaries.
+//!
+//! A mapping is what one MAP created; nothing here splits or merges. They stand in a radix tree by their first
+//! granule, one entry each whatever their size, so that finding, adding and removing one take a few steps down
+//! ([`node`](self) tells the layout). One thread changes the tree; others find in it through a [`Reader`].
+//! Knows no limit and no reserved region.
+
+mod arena;
+mod copy;
+mod find;
+mod insert;
+mod iter;
+mod node;
+mod reader;
+mod remove;
+mod space;
+mod tree;
+mod value;
+
+use core::fmt;
+
+use crate::{Granule, IovaRange, Target};
+
+use arena::Shared;
+use remove::Keys;
+use space::Space;
+use tree::Tree;
+
+pub use reader::Reader;
+
+/// One mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The IOVAs.
+    pub range: IovaRange,
+    /// Where they lead.
+    pub target: Target,
+}
+
+/// A removal would cut through a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WouldSplit;
+
+/// Disjoint mappings in order.
+pub struct Mappings {
+    granule: Granule,
+    tree: Tree,
+    count: usize,
+}
+
+/// Bytes besides the tree.
+const FIXED_BYTES: usize = size_of::<Mappings>() + size_of::<Shared>() + 2 * size_of::<usize>();
+
+impl Mappings {
+    /// The most bytes by which one insertion makes [`bytes_max`](Mappings::bytes_max) grow.
+    pub const GROWTH_MAX: usize = 11 * space::INSERTION_WORDS_MAX;
+    /// [`bytes_max`](Mappings::bytes_max) of no mappings.
+    pub const EMPTY_BYTES_MAX: usize = FIXED_BYTES + Space::bytes_max(1);
+    /// The most bytes that the mappings of one domain may take: there are no more numbers for words.
+    pub const BYTES_LIMIT: usize = 1 << 30;
+
+    /// No mappings yet. All will begin and end on the granule, of [`Granule::SMALLEST`] bytes or more.
+    pub fn new(granule: Granule) -> Mappings {
+        debug_assert!(granule.bytes() >= Granule::SMALLEST);
+        Mappings { granule, tree: Tree::new(0), count: 0 }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        FIXED_BYTES.saturating_add(self.tree.space.bytes())
+    }
+
+    /// The most bytes that such mappings take, whatever was mapped and removed before. Only
+    /// [`insert`](Mappings::insert) makes it grow, by [`GROWTH_MAX`](Mappings::GROWTH_MAX) at most.
+    pub fn bytes_max(&self) -> usize {
+        FIXED_BYTES.saturating_add(Space::bytes_max(self.tree.space.live()))
+    }
+
+    /// The mapping that holds `iova`.
+    pub fn find(&self, iova: u64) -> Option<Mapping> {
+        self.last_from(iova).filter(|mapping| mapping.range.contains(iova))
+    }
+
+    /// Whether any mapping shares a byte with `range`.
+    pub fn overlaps(&self, range: &IovaRange) -> bool {
+        self.last_from(range.last()).is_some_and(|mapping| mapping.range.overlaps(range))
+    }
+
+    /// Adds a mapping, which must overlap no other.
+    pub fn insert(&mut self, mapping: Mapping) {
+        debug_assert!(!self.overlaps(&mapping.range));
+        let entry = value::packed(&mut self.tree, self.granule, &mapping);
+        self.tree.insert(entry);
+        self.tree.settle();
+        self.count = self.count.saturating_add(1);
+    }
+
+    /// Whether any mapping lies within `range`.
+    ///
+    /// # Errors
+    /// [`WouldSplit`] when a mapping lies only partly within it.
+    pub fn any_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
+        let Some(highest) = self.last_from(range.last()).filter(|mapping| mapping.range.overlaps(range))
+        else {
+            return Ok(false);
+        };
+        let lowest =
+            if highest.range.start() <= range.start() { Some(highest) } else { self.find(range.start()) };
+        let is_cut = |mapping: Mapping| !range.covers(&mapping.range);
+        if is_cut(highest) || lowest.is_some_and(is_cut) {
+            return Err(WouldSplit);
+        }
+        Ok(true)
+    }
+
+    /// Removes the mappings that begin in `range`; says how many.
+    pub fn remove_within(&mut self, range: &IovaRange) -> usize {
+        let first = self.granule.number_of(range.start());
+        // A range may begin within a granule, where no mapping begins.
+        let first = if self.granule.is_start(range.start()) { first } else { first.saturating_add(1) };
+        let last = self.granule.number_of(range.last());
+        let removed = self.tree.remove(Keys { first, last });
+        self.tree.settle();
+        self.count = self.count.saturating_sub(removed);
+        removed
+    }
+
+    /// All mappings in order of IOVA.
+    pub fn iter(&self) -> impl Iterator<Item = Mapping> {
+        let arena = self.tree.space.arena();
+        iter::Entries::new(arena).filter_map(|entry| value::unpacked(arena, self.granule, entry).ok())
+    }
+
+    /// A handle that finds mappings from other threads.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self)
+    }
+
+    /// Says at which IOVAs readers find nothing although they are mapped, until the next call.
+    pub(crate) fn close(&self, range: Option<IovaRange>) {
+        self.tree.shared.closed().set(range);
+    }
+
+    /// The last mapping that begins at or before `iova`.
+    fn last_from(&self, iova: u64) -> Option<Mapping> {
+        let arena = self.tree.space.arena();
+        let entry = find::floor(arena, self.granule.number_of(iova)).ok()??;
+        value::unpacked(arena, self.granule, entry).ok()
+    }
+}
+
+impl Drop for Mappings {
+    fn drop(&mut self) {
+        self.tree.hide();
+    }
+}
+
+/// A snapshot, with readers of its own.
+impl Clone for Mappings {
+    fn clone(&self) -> Mappings {
+        Mappings { granule: self.granule, tree: self.tree.duplicate(), count: self.count }
+    }
+}
+
+impl PartialEq for Mappings {
+    fn eq(&self, other: &Mappings) -> bool {
+        self.granule == other.granule && self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Mappings {}
+
+impl fmt::Debug for Mappings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Access, Gpa};
+
+    const GRANULE: Granule = Granule::of_mask(0x1000).expect("not empty");
+
+    /// Granules `first..=last`.
+    fn range(first: u64, last: u64) -> IovaRange {
+        IovaRange::new(GRANULE.start_of(first), GRANULE.last_of(last)).expect("first <= last")
+    }
+
+    fn mapping(first: u64, last: u64) -> Mapping {
+        let target = Target { gpa: Gpa(0x10_0000), access: Access::READ, mmio: false };
+        Mapping { range: range(first, last), target }
+    }
+
+    fn with(ranges: &[(u64, u64)]) -> Mappings {
+        let mut mappings = Mappings::new(GRANULE);
+        ranges.iter().for_each(|(first, last)| mappings.insert(mapping(*first, *last)));
+        mappings
+    }
+
+    #[test]
+    fn the_examples_of_the_specification_for_unmap_hold() {
+        // What is mapped, what is unmapped, how many go (None: it would split).
+        type Example<'a> = (&'a [(u64, u64)], (u64, u64), Option<usize>);
+        let examples: [Example; 7] = [
+            (&[], (0, 4), Some(0)),
+            (&[(0, 9)], (0, 9), Some(1)),
+            (&[(0, 4), (5, 9)], (0, 9), Some(2)),
+            (&[(0, 9)], (0, 4), None),
+            (&[(0, 4), (5, 9)], (0, 4), Some(1)),
+            (&[(0, 4)], (0, 9), Some(1)),
+            (&[(0, 4), (10, 14)], (0, 14), Some(2)),
+        ];
+        for (mapped, (first, last), removed) in examples {
+            let mut mappings = with(mapped);
+            let any = mappings.any_within(&range(first, last));
+            assert_eq!(any.ok(), removed.map(|count| count > 0), "{mapped:?} less {first}-{last}");
+            if let Some(removed) = removed {
+                assert_eq!(mappings.remove_within(&range(first, last)), removed);
+                assert_eq!(mappings.count(), mapped.len() - removed);
+            }
+        }
+    }
+
+    #[test]
+    fn a_range_that_ends_within_a_granule_cuts_the_mapping_there() {
+        let mut mappings = with(&[(4, 4), (6, 6)]);
+        let within = |start, last| IovaRange::new(start, last).expect("start <= last");
+        assert_eq!(mappings.any_within(&within(0x4001, 0x4fff)), Err(WouldSplit));
+        assert_eq!(mappings.any_within(&within(0x4000, 0x6ffe)), Err(WouldSplit));
+        assert_eq!(mappings.any_within(&within(0x3fff, 0x5001)), Ok(true));
+        assert_eq!(mappings.remove_within(&within(0x5001, 0x6fff)), 1);
+        assert_eq!(mappings, with(&[(4, 4)]));
+    }
+
+    #[test]
+    fn the_last_byte_of_the_space_can_be_mapped_and_removed() {
+        let top = u64::MAX >> 12;
+        let mut mappings = with(&[(top, top)]);
+        assert!(mappings.overlaps(&IovaRange::new(u64::MAX, u64::MAX).expect("a byte")));
+        assert_eq!(mappings.any_within(&IovaRange::new(0, u64::MAX - 1).expect("most")), Err(WouldSplit));
+        assert_eq!(mappings.any_within(&IovaRange::ALL), Ok(true));
+        assert_eq!(mappings.remove_within(&IovaRange::ALL), 1);
+        assert_eq!((mappings.count(), mappings.iter().count()), (0, 0));
+    }
+
+    #[test]
+    fn all_of_the_space_can_be_one_mapping() {
+        let mut mappings = with(&[(0, u64::MAX >> 12)]);
+        let all = mappings.find(u64::MAX).map(|mapping| mapping.range);
+        assert_eq!(all, Some(IovaRange::ALL));
+        assert_eq!(mappings.remove_within(&IovaRange::ALL), 1);
+    }
+
+    #[test]
+    fn a_lookup_finds_the_mapping_around_an_address_and_nothing_in_a_hole() {
+        let mappings = with(&[(1, 1), (4, 7)]);
+        let found = mappings.find(0x5123).map(|mapping| (mapping.range, mapping.target.gpa));
+        assert_eq!(found, Some((range(4, 7), Gpa(0x10_0000))));
+        assert_eq!(mappings.find(0x2000), None);
+        assert_eq!(mappings.find(0xfff), None);
+        assert_eq!(mappings.iter().count(), 2);
+    }
+
+    #[test]
+    fn a_mapping_of_any_size_takes_the_same_memory() {
+        let empty = with(&[]).bytes();
+        for granules in [512, 1 << 18, 1 << 28, 1 << 51] {
+            assert!(with(&[(5, 4 + granules)]).bytes() <= empty + 64, "{granules}");
+        }
+    }
+
+    #[test]
+    fn a_reader_finds_nothing_in_a_closed_range_and_nothing_when_the_mappings_are_gone() {
+        let mappings = with(&[(0, 0), (1, 1)]);
+        let mut reader = mappings.reader();
+        mappings.close(Some(range(0, 0)));
+        assert_eq!(reader.find(0xfff), None);
+        assert_eq!(reader.find(0x1000).map(|mapping| mapping.range), Some(range(1, 1)));
+        mappings.close(None);
+        assert_eq!(reader.find(0).map(|mapping| mapping.range), Some(range(0, 0)));
+        drop(mappings);
+        assert_eq!(reader.find(0x1000), None);
+    }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Finding mappings from other threads than the one that maps.
+
+use alloc::sync::Arc;
+
+use crate::{Granule, Mapping};
+
+use super::Mappings;
+use super::arena::{Arena, Shared, Torn};
+use super::{find, value};
+
+/// Finds mappings of one domain from any thread, while another maps and unmaps. Each thread has a clone.
+///
+/// # How it synchronises
+///
+/// A lookup takes no lock and stores nothing that others read. It walks the tree while the writer changes it, and
+/// looks again when words it may have read were used anew meanwhile, which takes the writer dozens of changes. It
+/// takes a lock, for the time of copying a pointer, when the writer got itself more memory since the last lookup.
+///
+/// A mapping that exists during the whole lookup is found. One that comes or goes during it may be found or not,
+/// each of a request's mappings by itself. Whoever keeps what was found must therefore order itself with
+/// the removal: look up and store under a lock that the one who invalidates takes as well.
+///
+/// When the domain ends, nothing is found any more. A reader keeps the memory of the domain as it was when it last
+/// looked; drop it when the domain is of no more use.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    granule: Granule,
+    shared: Arc<Shared>,
+    arena: Arc<Arena>,
+    generation: u64,
+}
+
+impl Reader {
+    pub(super) fn new(mappings: &Mappings) -> Reader {
+        let shared = mappings.tree.shared.clone();
+        let generation = shared.generation();
+        Reader { granule: mappings.granule, arena: shared.arena(), shared, generation }
+    }
+
+    /// The mapping that holds `iova`.
+    pub fn find(&mut self, iova: u64) -> Option<Mapping> {
+        loop {
+            let generation = self.shared.generation();
+            if generation != self.generation {
+                self.arena = self.shared.arena();
+                self.generation = generation;
+            }
+            let epoch = self.shared.epoch();
+            let found = self.look(iova);
+            if let (Ok(mapping), true) = (found, self.shared.is_sound_since(epoch)) {
+                return mapping.filter(|_| !self.shared.closed().contains(iova));
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    fn look(&self, iova: u64) -> Result<Option<Mapping>, Torn> {
+        let Some(entry) = find::floor(&self.arena, self.granule.number_of(iova))? else {
+            return Ok(None);
+        };
+        let mapping = value::unpacked(&self.arena, self.granule, entry)?;
+        Ok(Some(mapping).filter(|mapping| mapping.range.contains(iova)))
+    }
+}
