@@ -97,7 +97,7 @@ impl ReservedRegions {
                     ReservedKind::Msi => wire::RESV_MEM_T_MSI,
                 },
                 //= virtio#devicenormative:IOMMU/RESVMEM A48
-                // Nothing is said here.
+                // It has no meaning yet.
                 reserved: [0; 3],
                 start: region.range.start().into(),
                 last: region.range.last().into(),

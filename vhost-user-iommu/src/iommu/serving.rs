@@ -139,7 +139,7 @@ impl State {
     pub fn lookup(&self, endpoint: EndpointId, iova: Iova, access: Access) -> Result<Extent, Fault> {
         let refuse = |reason| Fault { endpoint, address: iova, access, reason };
         //= virtio#devicenormative:IOMMU/Device operations A11
-        // What lingers is what was mapped, and never guest memory untranslated.
+        // What lingers is the last address space; an IOVA of it is never taken for a GPA.
         match self.serving.get(&endpoint) {
             _ if !self.is_connected => Err(refuse(FaultReason::Domain)),
             Some(Serving::Lingering(domain)) => {

@@ -117,7 +117,7 @@ impl Conversation<'_> {
     fn translate(&self, miss: &IotlbMessage) -> Option<IotlbMessage> {
         let relay = self.relay;
         //= virtio#devicenormative:IOMMU/RESVMEM A52
-        // Reserved regions have no memory, so that no access to one gets an entry, in bypass mode neither.
+        // Nothing can be mapped in a reserved region, and no memory is there either: untranslated it leads nowhere.
         let extent = relay.iommu.translate(relay.endpoint, Iova(miss.iova), wanted(miss)).ok()?;
         let Some(Placed { range, user_address }) = self.memory.place(&extent, miss.iova) else {
             relay.iommu.report(self.fault(miss));

@@ -11,7 +11,7 @@ use super::{Device, Verdict};
 impl Device {
     pub(super) fn check_attach(&self, id: EndpointId, to: DomainId, bypass: bool) -> Result<Verdict, Reject> {
         //= virtio#devicenormative:IOMMU/ATTACH request A17
-        // Nobody else is attached.
+        // Only endpoints behind this device can be attached.
         let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
         if !self.config.domain_ids.contains(&to.0) {
             return Err(Reject::DomainRange(to));
