@@ -2,13 +2,11 @@
 
 //! The way of entries out of the tree: any number in one range.
 
-use super::find::Entry;
 use super::node::{
-    ABOVE_LEAVES, Head, LONE_WORDS, Node, NodeRef, Table, below, below_prefix, bit, digit, digits,
-    next_higher, next_lower, prefix,
+    ABOVE_LEAVES, Head, Node, NodeRef, Table, below, below_prefix, bit, digit, digits, next_higher,
+    next_lower, prefix,
 };
 use super::tree::{Slot, Tree};
-use super::value;
 
 /// Keys `first..=last`.
 #[derive(Clone, Copy, Debug)]
@@ -76,11 +74,10 @@ impl Tree {
         match node.node() {
             Node::None => (node, 0),
             Node::Lone(at) => {
-                let Entry { key, value } = self.lone_entry(at);
+                let key = self.lone_entry(at).key;
                 if key < keys.first || keys.last < key {
                     return (node, 0);
                 }
-                self.retire_value(value);
                 self.retire_lone(node);
                 (NodeRef::NONE, 1)
             }
@@ -88,8 +85,7 @@ impl Tree {
                 let bitmap = self.bitmap(leaf);
                 let affected = digits_among(self.head(leaf), keys) & bitmap;
                 for digit in digits(affected) {
-                    let value = self.item(leaf, digit);
-                    self.retire_value(value);
+                    self.retire_item(self.item(leaf, digit));
                 }
                 (self.shrink(node, leaf, bitmap & !affected), affected.count_ones() as usize)
             }
@@ -112,18 +108,6 @@ impl Tree {
             }
         }
         (self.shrink(node, table, left), removed)
-    }
-
-    pub(super) fn retire_lone(&mut self, node: NodeRef) {
-        if let Node::Lone(at) = node.node() {
-            self.space.retire(at, LONE_WORDS);
-        }
-    }
-
-    fn retire_value(&mut self, value: u64) {
-        if let Some(at) = value::rest_of_long(value) {
-            self.space.retire(at, value::REST_WORDS);
-        }
     }
 }
 

@@ -9,9 +9,13 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, Shared, Words};
-use super::find::{self, Entry};
-use super::node::{ABOVE_LEAVES, Head, Holds, LONE_WORDS, Node, NodeRef, Table, bit, digits, next_lower};
+use super::find;
+use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, below, bit, digits, next_lower};
 use super::space::Space;
+use super::value::{Entry, LONG_WORDS, is_long};
+
+/// For what the writer never meets.
+const NO_ENTRY: Entry = Entry { key: 0, word: 0, more: 0 };
 
 /// A tree of entries.
 #[derive(Debug)]
@@ -73,7 +77,11 @@ impl Tree {
     }
 
     pub(super) fn lone_entry(&self, at: u32) -> Entry {
-        find::lone(self.arena(), at).unwrap_or(Entry { key: 0, value: 0 })
+        Entry::of_lone(self.arena(), at).unwrap_or(NO_ENTRY)
+    }
+
+    pub(super) fn item_entry(&self, key: u64, item: u64) -> Entry {
+        Entry::of_item(self.arena(), key, item).unwrap_or(NO_ENTRY)
     }
 
     /// The inner node just above the leaves that the way to `key` leads through, if it is full and known.
@@ -83,11 +91,7 @@ impl Tree {
 
     /// The items of a table, in order, with their digits.
     pub(super) fn items(&self, table: Table, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
-        let places = (0u32..).zip(digits(bitmap));
-        places.map(move |(rank, digit)| {
-            let place = if table.is_full() { digit } else { rank };
-            (digit, table.item_at(self.arena(), place).unwrap_or(0))
-        })
+        table.items(self.words(table), bitmap)
     }
 
     /// Puts a node in a place in which there is one already, or at the root.
@@ -116,11 +120,26 @@ impl Tree {
     }
 
     pub(super) fn new_lone(&mut self, entry: Entry) -> NodeRef {
-        let at = self.space.take(LONE_WORDS, &self.shared);
+        let at = self.space.take(entry.lone_words(), &self.shared);
         let words = self.space.words(at);
         words.store(0, entry.key, Ordering::Relaxed);
-        words.store(1, entry.value, Ordering::Relaxed);
+        words.store(1, entry.word, Ordering::Relaxed);
+        if is_long(entry.word) {
+            words.store(2, entry.more, Ordering::Relaxed);
+        }
         NodeRef::lone(at)
+    }
+
+    /// The item of a leaf for an entry.
+    pub(super) fn new_item(&mut self, entry: Entry) -> u64 {
+        if !is_long(entry.word) {
+            return entry.word;
+        }
+        let at = self.space.take(LONG_WORDS, &self.shared);
+        let words = self.space.words(at);
+        words.store(0, entry.word, Ordering::Relaxed);
+        words.store(1, entry.more, Ordering::Relaxed);
+        at.into()
     }
 
     /// A table that `fill` is to give the items for the digits of `bitmap`, all of them and in order.
@@ -142,10 +161,14 @@ impl Tree {
         Filling { table, rank: 0 }
     }
 
-    pub(super) fn fill(&self, filling: &mut Filling, digit: u32, item: u64) {
-        let place = if filling.table.is_full() { digit } else { filling.rank };
-        filling.rank = filling.rank.wrapping_add(1);
-        filling.table.set_item_at(self.words(filling.table), place, item, Ordering::Relaxed);
+    pub(super) fn fill(&self, filling: &mut Filling, items: impl IntoIterator<Item = (u32, u64)>) {
+        let table = filling.table;
+        let words = self.words(table);
+        for (digit, item) in items {
+            let place = if table.is_full() { digit } else { filling.rank };
+            filling.rank = filling.rank.wrapping_add(1);
+            table.set_item_at(words, place, item, Ordering::Relaxed);
+        }
     }
 
     /// The table with only the items of `left`, or what does without a table; the old one is retired.
@@ -165,12 +188,15 @@ impl Tree {
             (Some(digit), 1) if table.holds() == Holds::Nodes => self.child(table, digit),
             (Some(digit), 1) => {
                 let key = self.head(table).prefix() | u64::from(digit);
-                self.new_lone(Entry { key, value: self.item(table, digit) })
+                let item = self.item(table, digit);
+                let lone = self.new_lone(self.item_entry(key, item));
+                self.retire_item(item);
+                lone
             }
             _ => {
                 let mut smaller = self.new_table(table.holds(), self.head(table), left);
                 let kept = self.items(table, bitmap).filter(|(digit, _)| left & bit(*digit) != 0);
-                kept.for_each(|(digit, item)| self.fill(&mut smaller, digit, item));
+                self.fill(&mut smaller, kept);
                 smaller.finished()
             }
         };
@@ -189,14 +215,24 @@ impl Tree {
             return node;
         }
         let mut larger = self.new_table(table.holds(), self.head(table), more);
-        let mut items = self.items(table, bitmap).peekable();
-        while let Some((digit, item)) = items.next_if(|(digit, _)| *digit < added) {
-            self.fill(&mut larger, digit, item);
-        }
-        self.fill(&mut larger, added, item);
-        items.for_each(|(digit, item)| self.fill(&mut larger, digit, item));
+        self.fill(&mut larger, self.items(table, bitmap & below(added)));
+        self.fill(&mut larger, [(added, item)]);
+        self.fill(&mut larger, self.items(table, bitmap).skip_while(|(digit, _)| *digit < added));
         self.retire(table, bitmap);
         larger.finished()
+    }
+
+    pub(super) fn retire_lone(&mut self, node: NodeRef) {
+        if let Node::Lone(at) = node.node() {
+            self.space.retire(at, self.lone_entry(at).lone_words());
+        }
+    }
+
+    /// Retires what an item of a leaf has elsewhere.
+    pub(super) fn retire_item(&mut self, item: u64) {
+        if is_long(item) {
+            self.space.retire(item as u32, LONG_WORDS);
+        }
     }
 
     pub(super) fn retire(&mut self, table: Table, bitmap: u64) {
