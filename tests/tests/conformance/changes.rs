@@ -59,6 +59,7 @@ fn the_same_range_of_another_domain_is_not_touched_by_an_unmap() {
     assert_eq!(bed.reads(EP3, 0x1000), Ok(0xa000));
 }
 
+//= A26
 #[test]
 fn an_endpoint_that_is_being_moved_reaches_nothing_and_the_others_go_on() {
     let requests: [&dyn Wire; 3] =

@@ -8,7 +8,6 @@ use crate::{Change, DomainId, IovaRange, Reject, Target};
 use super::{Device, Verdict};
 
 impl Device {
-    //= virtio#devicenormative:IOMMU/MAP request
     // The order of the checks is ours: the domain, then the range by itself, then what is there already.
     pub(super) fn check_map(
         &self,
@@ -18,11 +17,13 @@ impl Device {
     ) -> Result<Verdict, Reject> {
         let mappings = self.paging_domain(id)?;
         self.check_map_range(range, target)?;
-        //= virtio#devicenormative:IOMMU/RESV_MEM
+        //= virtio#devicenormative:IOMMU/RESVMEM A51
         // What one endpoint of the domain reserves cannot be mapped for any of them.
         if self.is_reserved(id, &range) {
             return Err(Reject::ReservedRegion(range));
         }
+        //= virtio#devicenormative:IOMMU/MAP request A29
+        // A mapping is never replaced.
         if mappings.overlaps(&range) {
             return Err(Reject::Overlap(range));
         }
@@ -34,7 +35,7 @@ impl Device {
         Ok(Verdict::Change(Change::Map { domain: id, range, target }))
     }
 
-    //= virtio#devicenormative:IOMMU/UNMAP request
+    //= virtio#devicenormative:IOMMU/UNMAP request A38a A38b A39
     // Holes are no error; a mapping that would be cut is, and then nothing goes.
     pub(super) fn check_unmap(&self, id: DomainId, range: IovaRange) -> Result<Verdict, Reject> {
         let mappings = self.paging_domain(id)?;
@@ -76,11 +77,17 @@ impl Device {
     }
 
     fn paging_domain(&self, id: DomainId) -> Result<&Mappings, Reject> {
+        //= virtio#devicenormative:IOMMU/MAP request A31 A32
+        // Only what exists and is no bypass domain has mappings.
+        //= virtio#devicenormative:IOMMU/UNMAP request A36 A37
+        // The same for what takes them away.
         let domain = self.domains.get(&id).ok_or(Reject::NoDomain(id))?;
         domain.paging().ok_or(Reject::BypassDomain(id))
     }
 
     fn check_map_range(&self, range: IovaRange, target: Target) -> Result<(), Reject> {
+        //= virtio#devicenormative:IOMMU/MAP request A28
+        // Both ends, and the target.
         let granule = self.granule;
         if !granule.is_start(range.start())
             || !granule.is_last(range.last())
