@@ -78,6 +78,11 @@ impl Domain {
         self.paging().into_iter().flat_map(Mappings::iter)
     }
 
+    /// Bytes of memory that the mappings take now.
+    pub fn memory(&self) -> usize {
+        self.paging().map_or(0, Mappings::bytes)
+    }
+
     /// The whole extent around `iova`, if an access of this kind is allowed there.
     pub fn lookup(&self, iova: Iova, access: Access) -> Option<Extent> {
         match &self.space {

@@ -12,6 +12,7 @@ mod changes;
 mod config;
 mod detach;
 mod events;
+mod exhaustive;
 mod framing;
 mod limits;
 mod linux;

@@ -87,11 +87,12 @@ impl Device {
     fn check_room_for_domain(&self, leaves: Option<DomainId>, bypass: bool) -> Result<(), Reject> {
         let domains_max = self.config.limits.domains_max;
         let old = leaves.and_then(|domain| self.domains.get(&domain));
-        let ends = old.is_some_and(|domain| domain.endpoints.len() == 1);
-        let left = self.domains.len().saturating_sub(usize::from(ends));
+        let ending = old.filter(|domain| domain.endpoints.len() == 1);
+        let left = self.domains.len().saturating_sub(usize::from(ending.is_some()));
         if left >= domains_max {
             return Err(Reject::DomainLimit(domains_max));
         }
-        if bypass { Ok(()) } else { self.check_room_for_bytes(Mappings::EMPTY_BYTES_MAX) }
+        let freed = ending.map_or(0, Domain::mapping_bytes);
+        if bypass { Ok(()) } else { self.check_room_for_bytes(Mappings::EMPTY_BYTES_MAX, freed) }
     }
 }

@@ -31,7 +31,7 @@ impl Device {
         if self.mapping_count >= mappings_max {
             return Err(Reject::MappingLimit(mappings_max));
         }
-        self.check_room_for_bytes(Mappings::GROWTH_MAX)?;
+        self.check_room_for_bytes(Mappings::GROWTH_MAX, 0)?;
         Ok(Verdict::Change(Change::Map { domain: id, range, target }))
     }
 
@@ -67,10 +67,10 @@ impl Device {
         self.mapping_bytes = self.mapping_bytes.saturating_sub(bytes).saturating_add(mappings.bytes_max());
     }
 
-    /// Whether the mappings of all domains together may take so many bytes more.
-    pub(super) fn check_room_for_bytes(&self, more: usize) -> Result<(), Reject> {
+    /// Whether the mappings of all domains together may take so many bytes more when others are freed.
+    pub(super) fn check_room_for_bytes(&self, more: usize, freed: usize) -> Result<(), Reject> {
         let bytes_max = self.config.limits.mapping_bytes_max;
-        if self.mapping_bytes.saturating_add(more) > bytes_max {
+        if self.mapping_bytes.saturating_sub(freed).saturating_add(more) > bytes_max {
             return Err(Reject::MappingMemory(bytes_max));
         }
         Ok(())
