@@ -37,6 +37,16 @@ fn the_only_endpoint_of_a_domain_can_move_to_a_new_one_although_the_table_is_ful
     assert_eq!(bed.attach(5, EP), Status::NoMem, "its old domain goes on without it");
 }
 
+//= A20b
+#[test]
+fn the_only_endpoint_of_a_domain_can_move_to_a_new_one_although_memory_is_full() {
+    let mut bed = limited_in_bytes(Mappings::EMPTY_BYTES_MAX);
+    assert_eq!(bed.attach(1, EP), Status::Ok);
+    assert_eq!(bed.attach(2, EP2), Status::NoMem);
+    assert_eq!(bed.attach(2, EP), Status::Ok);
+    assert_eq!(bed.attach(1, EP2), Status::NoMem);
+}
+
 #[test]
 fn a_mapping_too_many_in_all_domains_together_is_out_of_memory() {
     let mut bed = limited(4, 3);
