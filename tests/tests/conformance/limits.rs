@@ -110,7 +110,7 @@ fn map_far(bed: &mut Bed, number: u64) -> Status {
 
 #[test]
 fn mappings_beyond_the_memory_for_them_are_out_of_memory_until_others_go() {
-    let bytes_max = 64 << 10;
+    let bytes_max = 16 << 10;
     let mut bed = limited_in_bytes(bytes_max);
     bed.attach(1, EP);
     let mapped = (0..).take_while(|number| map_far(&mut bed, *number) == Status::Ok).count() as u64;
@@ -119,7 +119,7 @@ fn mappings_beyond_the_memory_for_them_are_out_of_memory_until_others_go() {
     assert_eq!(map_far(&mut bed, mapped), Status::NoMem);
     assert_eq!(bed.mapped(1).len() as u64, mapped);
 
-    assert_eq!(bed.unmap(1, (0, (32 << 30) - 1)), Status::Ok);
+    assert_eq!(bed.unmap(1, (0, (8 << 30) - 1)), Status::Ok);
     assert_eq!(map_far(&mut bed, mapped), Status::Ok);
     assert_eq!(bed.unmap(1, ALL), Status::Ok);
     let mapped_again = (0..).take_while(|number| map_far(&mut bed, *number) == Status::Ok).count() as u64;

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, Shared, Words};
 use super::find;
-use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, below, bit, digits, next_lower};
+use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digits, next_lower};
 use super::space::Space;
 use super::value::{Entry, LONG_WORDS, is_long};
 
@@ -89,11 +89,6 @@ impl Tree {
         self.arena().shortcuts.to(key)
     }
 
-    /// The items of a table, in order, with their digits.
-    pub(super) fn items(&self, table: Table, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
-        table.items(self.words(table), bitmap)
-    }
-
     /// Puts a node in a place in which there is one already, or at the root.
     pub(super) fn put(&mut self, slot: Slot, node: NodeRef) {
         match slot {
@@ -140,8 +135,8 @@ impl Tree {
         at.into()
     }
 
-    /// A table that `fill` is to give the items for the digits of `bitmap`, all of them and in order.
-    pub(super) fn new_table(&mut self, holds: Holds, head: Head, bitmap: u64) -> Filling {
+    /// A table for the digits of `bitmap`, which readers do not know yet and which has no items yet.
+    pub(super) fn new_table(&mut self, holds: Holds, head: Head, bitmap: u64) -> Table {
         let count = bitmap.count_ones();
         let shape = Table::shape(holds, count);
         let size = shape.words(count);
@@ -149,23 +144,29 @@ impl Tree {
         let words = self.words(table);
         words.store(0, head.0, Ordering::Relaxed);
         words.store(1, bitmap, Ordering::Relaxed);
+        // Values are stored whole, and each place of a packed table gets one.
         if table.is_full() || holds == Holds::Nodes {
             (2..size).for_each(|index| words.store(index, 0, Ordering::Relaxed));
         }
         if self.is_of_shortcuts(table) {
-            // Readers that come before it is filled look from the root.
+            // Readers that come before it has items look from the root.
             self.arena().shortcuts.enter(head.prefix(), table.reference(false));
         }
-        Filling { table, rank: 0 }
+        table
     }
 
-    pub(super) fn fill(&self, filling: &mut Filling, items: impl IntoIterator<Item = (u32, u64)>) {
-        let table = filling.table;
-        let words = self.words(table);
-        for (digit, item) in items {
-            let place = if table.is_full() { digit } else { filling.rank };
-            filling.rank = filling.rank.wrapping_add(1);
-            table.set_item_at(words, place, item, Ordering::Relaxed);
+    /// Gives a new table the items that it shares with an old one.
+    fn fill(&self, table: Table, bitmap: u64, old: Table, old_bitmap: u64) {
+        let (to, from) = (self.words(table), self.words(old));
+        let (mut rank, mut old_rank) = (0, 0);
+        for digit in digits(bitmap | old_bitmap) {
+            let (is_new, is_old) = (bitmap & bit(digit) != 0, old_bitmap & bit(digit) != 0);
+            if is_new && is_old {
+                let item = old.item_in(from, if old.is_full() { digit } else { old_rank });
+                table.set_item_at(to, if table.is_full() { digit } else { rank }, item, Ordering::Relaxed);
+            }
+            rank = rank.wrapping_add(u32::from(is_new));
+            old_rank = old_rank.wrapping_add(u32::from(is_old));
         }
     }
 
@@ -192,10 +193,9 @@ impl Tree {
                 lone
             }
             _ => {
-                let mut smaller = self.new_table(table.holds(), self.head(table), left);
-                let kept = self.items(table, bitmap).filter(|(digit, _)| left & bit(*digit) != 0);
-                self.fill(&mut smaller, kept);
-                smaller.finished()
+                let smaller = self.new_table(table.holds(), self.head(table), left);
+                self.fill(smaller, left, table, bitmap);
+                smaller.reference(true)
             }
         };
         self.retire(table, bitmap);
@@ -212,12 +212,11 @@ impl Tree {
             self.words(table).store(1, more, Ordering::Release);
             return node;
         }
-        let mut larger = self.new_table(table.holds(), self.head(table), more);
-        self.fill(&mut larger, self.items(table, bitmap & below(added)));
-        self.fill(&mut larger, [(added, item)]);
-        self.fill(&mut larger, self.items(table, bitmap).skip_while(|(digit, _)| *digit < added));
+        let larger = self.new_table(table.holds(), self.head(table), more);
+        self.fill(larger, more, table, bitmap);
+        larger.set_item(self.words(larger), added, item);
         self.retire(table, bitmap);
-        larger.finished()
+        larger.reference(true)
     }
 
     pub(super) fn retire_lone(&mut self, node: NodeRef) {
@@ -248,22 +247,7 @@ impl Tree {
         self.space.arena()
     }
 
-    fn words(&self, table: Table) -> Words<'_> {
+    pub(super) fn words(&self, table: Table) -> Words<'_> {
         self.space.words(table.at())
-    }
-}
-
-/// A table that readers do not know yet and that gets its items.
-#[derive(Debug)]
-pub(super) struct Filling {
-    table: Table,
-    /// Items so far.
-    rank: u32,
-}
-
-impl Filling {
-    /// Its reference, which fits no place yet.
-    pub(super) fn finished(self) -> NodeRef {
-        self.table.reference(true)
     }
 }
