@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Whole requests through the device, from bytes to reply: a MAP or an UNMAP of one page in a domain that is full.
+//! What a VMM that links the library calls for each access belongs here as well.
+
+use std::hint::black_box;
+
+use anyhow::{Result, ensure};
+use viommu_core::mapping::Mappings;
+use viommu_core::wire::{Head, MAP_F_READ, MAP_F_WRITE, ReqAttach, ReqMap, ReqUnmap, RequestType};
+use viommu_core::{Device, DeviceConfig, EndpointId, Features, IovaRange, Limits, NoHost, Status};
+use viommu_tests::peers::mapping;
+use zerocopy::IntoBytes;
+
+use super::clock::Clock;
+use super::table::Table;
+use super::workload::Workload;
+
+const ENDPOINT: u32 = 8;
+const DOMAIN: u32 = 1;
+const TAIL: usize = 4;
+
+/// A device with one full domain, and requests to it.
+#[derive(Debug)]
+pub struct Requests {
+    device: Device,
+    name: String,
+    /// An UNMAP and the MAP that makes it undone.
+    pairs: Vec<(ReqUnmap, ReqMap)>,
+}
+
+impl Requests {
+    /// A device with the mappings of `workload`.
+    pub fn new(workload: &Workload) -> Result<Requests> {
+        let limits = Limits {
+            mappings_max: workload.map.len(),
+            mapping_bytes_max: Mappings::BYTES_LIMIT,
+            ..Limits::default()
+        };
+        let mut device = Device::new(DeviceConfig {
+            page_size_mask: 0xffff_ffff_ffff_f000,
+            aperture: IovaRange::ALL,
+            domain_ids: 0..=u32::MAX,
+            boot_bypass: false,
+            limits,
+            endpoints: vec![EndpointId(ENDPOINT)],
+        })?;
+        device.negotiate(Features::OFFERED.bits());
+        let attach = attach();
+        let maps: Vec<ReqMap> = workload.map.iter().map(map).collect();
+        let requests = [attach.as_bytes()].into_iter().chain(maps.iter().map(IntoBytes::as_bytes));
+        for request in requests {
+            ensure!(is_done(&mut device, request), "the device refused {request:x?}");
+        }
+        let pairs = workload.pair.iter().map(|range| (unmap(range), map(range))).collect();
+        Ok(Requests { device, name: workload.name.clone(), pairs })
+    }
+
+    /// One round.
+    pub fn measure(&mut self, table: &mut Table) -> Result<()> {
+        let begin = Clock::start();
+        for (unmap, map) in &self.pairs {
+            let done = is_done(&mut self.device, black_box(unmap).as_bytes())
+                && is_done(&mut self.device, black_box(map).as_bytes());
+            ensure!(done, "the device refused {unmap:x?} or {map:x?}");
+        }
+        let requests = 2 * self.pairs.len();
+        table.add_requests(&self.name, requests as f64 / begin.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+fn is_done(device: &mut Device, request: &[u8]) -> bool {
+    let reply = device.handle(request, TAIL, &mut NoHost);
+    black_box(reply.bytes).first() == Some(&(Status::Ok as u8))
+}
+
+fn head(kind: RequestType) -> Head {
+    Head { kind, reserved: [0; 3] }
+}
+
+fn attach() -> ReqAttach {
+    ReqAttach {
+        head: head(RequestType::ATTACH),
+        domain: DOMAIN.into(),
+        endpoint: ENDPOINT.into(),
+        flags: 0.into(),
+        reserved: [0; 4],
+    }
+}
+
+fn map(range: &IovaRange) -> ReqMap {
+    ReqMap {
+        head: head(RequestType::MAP),
+        domain: DOMAIN.into(),
+        virt_start: range.start().into(),
+        virt_last: range.last().into(),
+        phys_start: mapping(*range).target.gpa.0.into(),
+        flags: (MAP_F_READ | MAP_F_WRITE).into(),
+    }
+}
+
+fn unmap(range: &IovaRange) -> ReqUnmap {
+    ReqUnmap {
+        head: head(RequestType::UNMAP),
+        domain: DOMAIN.into(),
+        virt_start: range.start().into(),
+        virt_last: range.last().into(),
+        reserved: [0; 4],
+    }
+}
