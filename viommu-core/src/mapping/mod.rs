@@ -15,6 +15,7 @@ mod iter;
 mod node;
 mod reader;
 mod remove;
+mod shortcuts;
 mod space;
 mod tree;
 mod value;

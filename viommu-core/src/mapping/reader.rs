@@ -42,12 +42,13 @@ impl Reader {
     /// The mapping that holds `iova`.
     pub fn find(&mut self, iova: u64) -> Option<Mapping> {
         loop {
+            // In this order: what left the tree before this epoch is not in the arena that is then found.
+            let epoch = self.shared.epoch();
             let generation = self.shared.generation();
             if generation != self.generation {
                 self.arena = self.shared.arena();
                 self.generation = generation;
             }
-            let epoch = self.shared.epoch();
             let found = self.look(iova);
             if let (Ok(mapping), true) = (found, self.shared.is_sound_since(epoch)) {
                 return mapping.filter(|_| !self.shared.closed().contains(iova));

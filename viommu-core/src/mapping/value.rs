@@ -24,13 +24,14 @@ pub(super) const REST_WORDS: u32 = 2;
 
 const GRANULES_SHIFT: u32 = 55;
 const SHORT_MAX: u64 = 511;
-const READ: u64 = 1 << KEY_BITS;
-const WRITE: u64 = 2 << KEY_BITS;
 const MMIO: u64 = 4 << KEY_BITS;
+// READ and WRITE stand in the bits below, as they are on the wire.
+const _: () = assert!(Access::all().bits() == 3);
 const GPA_MASK: u64 = (1 << KEY_BITS) - 1;
 const TARGET_MASK: u64 = (1 << GRANULES_SHIFT) - 1;
 
 /// Where the further words of a long mapping are.
+#[inline]
 pub(super) fn rest_of_long(value: u64) -> Option<u32> {
     (value.wrapping_shr(GRANULES_SHIFT) == 0).then_some(value as u32)
 }
@@ -52,13 +53,11 @@ pub(super) fn packed(tree: &mut Tree, granule: Granule, mapping: &Mapping) -> En
 }
 
 /// The mapping of an entry.
+#[inline]
 pub(super) fn unpacked(arena: &Arena, granule: Granule, entry: Entry) -> Result<Mapping, Torn> {
     let (target, more) = match rest_of_long(entry.value) {
         None => (entry.value & TARGET_MASK, entry.value.wrapping_shr(GRANULES_SHIFT).wrapping_sub(1)),
-        Some(at) => {
-            let words = arena.words(at)?;
-            (words.load(0)?, words.load(1)?)
-        }
+        Some(at) => (arena.load(at)?, arena.load(at.wrapping_add(1))?),
     };
     let start = granule.start_of(entry.key);
     let last = granule.last_of(entry.key.wrapping_add(more));
@@ -67,16 +66,12 @@ pub(super) fn unpacked(arena: &Arena, granule: Granule, entry: Entry) -> Result<
 }
 
 fn packed_target(granule: Granule, target: &Target) -> u64 {
-    let flag = |set, bit| if set { bit } else { 0 };
-    granule.number_of(target.gpa.0)
-        | flag(target.access.contains(Access::READ), READ)
-        | flag(target.access.contains(Access::WRITE), WRITE)
-        | flag(target.mmio, MMIO)
+    let mmio = if target.mmio { MMIO } else { 0 };
+    granule.number_of(target.gpa.0) | u64::from(target.access.bits()).wrapping_shl(KEY_BITS) | mmio
 }
 
+#[inline]
 fn unpacked_target(granule: Granule, target: u64) -> Target {
-    let mut access = Access::empty();
-    access.set(Access::READ, target & READ != 0);
-    access.set(Access::WRITE, target & WRITE != 0);
+    let access = Access::from_bits_truncate(target.wrapping_shr(KEY_BITS) as u32);
     Target { gpa: Gpa(granule.start_of(target & GPA_MASK)), access, mmio: target & MMIO != 0 }
 }
