@@ -19,6 +19,8 @@ pub(super) const CHUNK_LG2: u32 = 12;
 /// Words of the largest chunk.
 pub(super) const CHUNK_WORDS_MAX: u32 = 1 << CHUNK_LG2;
 const CHUNK_MASK: u32 = CHUNK_WORDS_MAX - 1;
+/// Bytes of a chunk besides its words: its counts and its reference.
+const CHUNK_BYTES: usize = 2 * size_of::<Arc<[AtomicU64]>>();
 
 /// What was read makes no sense: it was overwritten meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +60,7 @@ impl Arena {
 
     /// Bytes besides the words: counts and references of chunks, and the shortcuts.
     pub(super) fn bytes_besides_words(&self) -> usize {
-        let chunk = 2 * size_of::<Arc<[AtomicU64]>>();
-        self.chunks.len().saturating_mul(chunk).saturating_add(self.shortcuts.bytes())
+        self.chunks.len().saturating_mul(CHUNK_BYTES).saturating_add(self.shortcuts.bytes())
     }
 
     /// The same, with one more chunk of `words` words.

@@ -42,7 +42,7 @@ impl Tree {
                 let mut copy = self.new_table(Holds::Values, from.head(table), bitmap);
                 for (digit, value) in from.items(table, bitmap) {
                     let value = self.copied_value(from, value);
-                    self.fill(&mut copy, digit, value);
+                    self.fill(&mut copy, [(digit, value)]);
                 }
                 copy.finished()
             }
@@ -52,7 +52,7 @@ impl Tree {
                 for (digit, item) in from.items(table, bitmap) {
                     let child = self.copied(from, NodeRef(item as u32));
                     let child = self.fitted(child, Some(head.shift()));
-                    self.fill(&mut copy, digit, child.0.into());
+                    self.fill(&mut copy, [(digit, child.0.into())]);
                 }
                 copy.finished()
             }

@@ -33,6 +33,10 @@ pub(super) fn floor(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
         if found.is_some() {
             return Ok(found);
         }
+        let found = back(arena, key, &[node.0])?;
+        if found.is_some() {
+            return Ok(found);
+        }
     }
     from_root(arena, key)
 }
@@ -68,7 +72,7 @@ fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
             shift = head.shift();
             match head.prefix().cmp(&prefix(key, shift)) {
                 Ordering::Less => return last_of(arena, at).map(Some),
-                Ordering::Greater => return back(arena, key, &passed, depth),
+                Ordering::Greater => return back(arena, key, passed.get(..depth).ok_or(Torn)?),
                 Ordering::Equal => {}
             }
         }
@@ -77,7 +81,7 @@ fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
         at = NodeRef(table.item(arena, digit(key, shift))? as u32);
     }
     let found = below_inner(arena, at, key)?;
-    if found.is_some() { Ok(found) } else { back(arena, key, &passed, depth) }
+    if found.is_some() { Ok(found) } else { back(arena, key, passed.get(..depth).ok_or(Torn)?) }
 }
 
 /// The mapping of a lone node.
@@ -115,9 +119,8 @@ fn entry(prefix: u64, digit: u32, value: u64) -> Result<Entry, Torn> {
 }
 
 /// The mapping of the highest key below `key`, in the children before the ones that were passed through.
-#[cold]
-fn back(arena: &Arena, key: u64, passed: &[u32; DIGITS], depth: usize) -> Result<Option<Entry>, Torn> {
-    for at in passed.iter().take(depth).rev() {
+fn back(arena: &Arena, key: u64, passed: &[u32]) -> Result<Option<Entry>, Torn> {
+    for at in passed.iter().rev() {
         let Node::Inner(table) = NodeRef(*at).node() else { return Err(Torn) };
         let shift = table.head(arena)?.shift();
         if let Some((_, item)) = table.highest_item(arena, below(digit(key, shift)))? {

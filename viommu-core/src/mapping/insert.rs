@@ -86,8 +86,7 @@ impl Tree {
     fn new_pair(&mut self, holds: Holds, head: Head, one: (u32, u64), two: (u32, u64)) -> NodeRef {
         let mut pair = self.new_table(holds, head, bit(one.0) | bit(two.0));
         let (low, high) = if one.0 < two.0 { (one, two) } else { (two, one) };
-        self.fill(&mut pair, low.0, low.1);
-        self.fill(&mut pair, high.0, high.1);
+        self.fill(&mut pair, [low, high]);
         pair.finished()
     }
 }

@@ -294,6 +294,21 @@ impl Table {
         Ok(Some((digit, self.item_at(arena, self.place(bitmap, digit))?)))
     }
 
+    /// The items in order, each with its digit, of a table at the beginning of `words`.
+    pub(super) fn items(self, words: Words<'_>, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
+        (0u32..).zip(digits(bitmap)).map(move |(rank, digit)| {
+            let place = if self.is_full() { digit } else { rank };
+            let item = match self.holds() {
+                Holds::Values => words.load(ITEMS.wrapping_add(place)).unwrap_or(0),
+                Holds::Nodes => {
+                    let pair = words.load(ITEMS.wrapping_add(place / 2)).unwrap_or(0);
+                    pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF
+                }
+            };
+            (digit, item)
+        })
+    }
+
     /// The item at a place, which is its digit in a full table and its rank in a packed one.
     #[inline]
     pub(super) fn item_at(self, arena: &Arena, place: u32) -> Result<u64, Torn> {

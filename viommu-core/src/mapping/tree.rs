@@ -10,7 +10,9 @@ use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, Shared, Words};
 use super::find::{self, Entry};
-use super::node::{ABOVE_LEAVES, Head, Holds, LONE_WORDS, Node, NodeRef, Table, bit, digits, next_lower};
+use super::node::{
+    ABOVE_LEAVES, Head, Holds, LONE_WORDS, Node, NodeRef, Table, below, bit, digits, next_lower,
+};
 use super::space::Space;
 
 /// A tree of entries.
@@ -83,11 +85,7 @@ impl Tree {
 
     /// The items of a table, in order, with their digits.
     pub(super) fn items(&self, table: Table, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
-        let places = (0u32..).zip(digits(bitmap));
-        places.map(move |(rank, digit)| {
-            let place = if table.is_full() { digit } else { rank };
-            (digit, table.item_at(self.arena(), place).unwrap_or(0))
-        })
+        table.items(self.words(table), bitmap)
     }
 
     /// Puts a node in a place in which there is one already, or at the root.
@@ -142,10 +140,14 @@ impl Tree {
         Filling { table, rank: 0 }
     }
 
-    pub(super) fn fill(&self, filling: &mut Filling, digit: u32, item: u64) {
-        let place = if filling.table.is_full() { digit } else { filling.rank };
-        filling.rank = filling.rank.wrapping_add(1);
-        filling.table.set_item_at(self.words(filling.table), place, item, Ordering::Relaxed);
+    pub(super) fn fill(&self, filling: &mut Filling, items: impl IntoIterator<Item = (u32, u64)>) {
+        let table = filling.table;
+        let words = self.words(table);
+        for (digit, item) in items {
+            let place = if table.is_full() { digit } else { filling.rank };
+            filling.rank = filling.rank.wrapping_add(1);
+            table.set_item_at(words, place, item, Ordering::Relaxed);
+        }
     }
 
     /// The table with only the items of `left`, or what does without a table; the old one is retired.
@@ -170,7 +172,7 @@ impl Tree {
             _ => {
                 let mut smaller = self.new_table(table.holds(), self.head(table), left);
                 let kept = self.items(table, bitmap).filter(|(digit, _)| left & bit(*digit) != 0);
-                kept.for_each(|(digit, item)| self.fill(&mut smaller, digit, item));
+                self.fill(&mut smaller, kept);
                 smaller.finished()
             }
         };
@@ -189,12 +191,9 @@ impl Tree {
             return node;
         }
         let mut larger = self.new_table(table.holds(), self.head(table), more);
-        let mut items = self.items(table, bitmap).peekable();
-        while let Some((digit, item)) = items.next_if(|(digit, _)| *digit < added) {
-            self.fill(&mut larger, digit, item);
-        }
-        self.fill(&mut larger, added, item);
-        items.for_each(|(digit, item)| self.fill(&mut larger, digit, item));
+        self.fill(&mut larger, self.items(table, bitmap & below(added)));
+        self.fill(&mut larger, [(added, item)]);
+        self.fill(&mut larger, self.items(table, bitmap).skip_while(|(digit, _)| *digit < added));
         self.retire(table, bitmap);
         larger.finished()
     }
