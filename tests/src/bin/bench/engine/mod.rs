@@ -6,6 +6,7 @@
 //! what drifts between rounds drops out. All sides take the same sequence, which is made before, and have to come to
 //! the same result.
 
+mod accesses;
 mod clock;
 mod gtree;
 mod requests;
@@ -19,10 +20,11 @@ use std::num::NonZeroUsize;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use viommu_core::Device;
 use viommu_tests::peers::{Engine, Ordered};
 
 use gtree::GTree;
-use requests::Requests;
+use requests::{Requests, full_device};
 use side::{InProcess, Measured, Side};
 use table::Table;
 use vmms::Vmms;
@@ -74,8 +76,7 @@ pub fn run(size: Size) -> Result<()> {
         }
     }
     let workloads = workload::all(size.mappings);
-    let mut vmms = Vmms::new(&workloads[0]);
-    let mut devices = [Requests::new(&workloads[0])?, Requests::new(&workloads[1])?];
+    let mut others = Others::new(&workloads)?;
     for round in 0..size.rounds {
         eprintln!("round {} of {}", round + 1, size.rounds);
         for workload in &workloads {
@@ -86,13 +87,33 @@ pub fn run(size: Size) -> Result<()> {
             }
             sides.rotate_left(1);
         }
-        vmms.measure(&workloads[0], &mut table);
-        for device in &mut devices {
-            device.measure(&mut table)?;
-        }
+        others.measure(&workloads, &mut table)?;
     }
     println!("{table}");
     measure_memory(size.mappings)
+}
+
+/// What is not an operation of every side, on the first two workloads.
+#[derive(Debug)]
+struct Others {
+    vmms: Vmms,
+    devices: [(Device, Requests); 2],
+}
+
+impl Others {
+    fn new(workloads: &[Workload]) -> Result<Others> {
+        let device = |workload| anyhow::Ok((full_device(workload)?, Requests::new(workload)));
+        let devices = [device(&workloads[0])?, device(&workloads[1])?];
+        Ok(Others { vmms: Vmms::new(&workloads[0]), devices })
+    }
+
+    fn measure(&mut self, workloads: &[Workload], table: &mut Table) -> Result<()> {
+        self.vmms.measure(&workloads[0], table);
+        for (device, requests) in &mut self.devices {
+            requests.measure(device, table)?;
+        }
+        accesses::measure(&self.devices[0].0, &workloads[0], table)
+    }
 }
 
 /// Memory is counted by a program of its own, whose counting would make this one slower.
