@@ -2,12 +2,8 @@
 
 //! A tree copied to a space of its own size: what fragmentation and shrinking cost is paid back here.
 
-use core::sync::atomic::Ordering;
-
-use super::find::Entry;
-use super::node::{Holds, Node, NodeRef};
+use super::node::{Head, Node, NodeRef, Table, digits};
 use super::tree::{Slot, Tree};
-use super::value;
 
 impl Tree {
     /// Moves the tree. Readers that are in the old space end there; it is whole, and changes no more.
@@ -32,40 +28,30 @@ impl Tree {
     fn copied(&mut self, from: &Tree, node: NodeRef) -> NodeRef {
         match node.node() {
             Node::None => node,
-            Node::Lone(at) => {
-                let Entry { key, value } = from.lone_entry(at);
-                let value = self.copied_value(from, value);
-                self.new_lone(Entry { key, value })
-            }
+            Node::Lone(at) => self.new_lone(from.lone_entry(at)),
             Node::Leaf(table) => {
-                let bitmap = from.bitmap(table);
-                let mut copy = self.new_table(Holds::Values, from.head(table), bitmap);
-                for (digit, value) in from.items(table, bitmap) {
-                    let value = self.copied_value(from, value);
-                    self.fill(&mut copy, [(digit, value)]);
-                }
-                copy.finished()
+                self.copied_table(from, table, |tree, item, _| tree.new_item(from.item_entry(0, item)))
             }
-            Node::Inner(table) => {
-                let (head, bitmap) = (from.head(table), from.bitmap(table));
-                let mut copy = self.new_table(Holds::Nodes, head, bitmap);
-                for (digit, item) in from.items(table, bitmap) {
-                    let child = self.copied(from, NodeRef(item as u32));
-                    let child = self.fitted(child, Some(head.shift()));
-                    self.fill(&mut copy, [(digit, child.0.into())]);
-                }
-                copy.finished()
-            }
+            Node::Inner(table) => self.copied_table(from, table, |tree, item, head| {
+                let child = tree.copied(from, NodeRef(item as u32));
+                tree.fitted(child, Some(head.shift())).0.into()
+            }),
         }
     }
 
-    fn copied_value(&mut self, from: &Tree, value: u64) -> u64 {
-        let Some(at) = value::rest_of_long(value) else { return value };
-        let copy = self.space.take(value::REST_WORDS, &self.shared);
-        for index in 0..value::REST_WORDS {
-            let word = from.space.arena().load(at.wrapping_add(index)).unwrap_or(0);
-            self.space.words(copy).store(index, word, Ordering::Relaxed);
+    /// A table with the copies of its items, which `copied` makes.
+    fn copied_table(
+        &mut self,
+        from: &Tree,
+        table: Table,
+        copied: impl Fn(&mut Tree, u64, Head) -> u64,
+    ) -> NodeRef {
+        let (head, bitmap) = (from.head(table), from.bitmap(table));
+        let copy = self.new_table(table.holds(), head, bitmap);
+        for digit in digits(bitmap) {
+            let item = copied(self, from.item(table, digit), head);
+            copy.set_item(self.words(copy), digit, item);
         }
-        copy.into()
+        copy.reference(true)
     }
 }

@@ -10,13 +10,7 @@ use core::cmp::Ordering;
 
 use super::arena::{Arena, Torn};
 use super::node::{ABOVE_LEAVES, DIGITS, Node, NodeRef, Table, below, bit, digit, next_lower, prefix};
-
-/// A mapping as the tree has it: the key of its first granule, and the packed rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub key: u64,
-    pub value: u64,
-}
+use super::value::Entry;
 
 /// The root of the tree.
 #[inline]
@@ -45,13 +39,14 @@ pub(super) fn floor(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
 #[inline]
 fn below_inner(arena: &Arena, at: NodeRef, key: u64) -> Result<Option<Entry>, Torn> {
     match at.node() {
-        Node::Lone(first) => Ok(Some(lone(arena, first)?).filter(|entry| entry.key <= key)),
+        Node::Lone(first) => Ok(Some(Entry::of_lone(arena, first)?).filter(|entry| entry.key <= key)),
         Node::Leaf(leaf) => in_leaf(arena, leaf, at.skips(), key),
         Node::None | Node::Inner(_) => Ok(None),
     }
 }
 
-/// The same as [`floor`], all the way.
+/// The same as [`floor`], all the way. Kept apart, so that the short way stays short.
+#[inline(never)]
 fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
     // The inner nodes passed, to go back to when there is nothing at or below the key further down.
     let mut passed = [0; DIGITS];
@@ -84,12 +79,6 @@ fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
     if found.is_some() { Ok(found) } else { back(arena, key, passed.get(..depth).ok_or(Torn)?) }
 }
 
-/// The mapping of a lone node.
-#[inline]
-pub(super) fn lone(arena: &Arena, at: u32) -> Result<Entry, Torn> {
-    Ok(Entry { key: arena.load(at)?, value: arena.load(at.wrapping_add(1))? })
-}
-
 /// The mapping of the highest key in a leaf that is not above `key`.
 #[inline]
 fn in_leaf(arena: &Arena, leaf: Table, skips: bool, key: u64) -> Result<Option<Entry>, Torn> {
@@ -108,14 +97,14 @@ fn in_leaf(arena: &Arena, leaf: Table, skips: bool, key: u64) -> Result<Option<E
         // Where every granule is mapped by itself, this is all.
         let value = leaf.item_at(arena, digit(key, 0))?;
         if value != 0 {
-            return Ok(Some(Entry { key, value }));
+            return Entry::of_item(arena, key, value).map(Some);
         }
     }
-    leaf.highest_item(arena, wanted)?.map(|(digit, item)| entry(leaf_prefix, digit, item)).transpose()
+    leaf.highest_item(arena, wanted)?.map(|(digit, item)| entry(arena, leaf_prefix, digit, item)).transpose()
 }
 
-fn entry(prefix: u64, digit: u32, value: u64) -> Result<Entry, Torn> {
-    if value == 0 { Err(Torn) } else { Ok(Entry { key: prefix | u64::from(digit), value }) }
+fn entry(arena: &Arena, prefix: u64, digit: u32, item: u64) -> Result<Entry, Torn> {
+    if item == 0 { Err(Torn) } else { Entry::of_item(arena, prefix | u64::from(digit), item) }
 }
 
 /// The mapping of the highest key below `key`, in the children before the ones that were passed through.
@@ -135,10 +124,10 @@ fn last_of(arena: &Arena, mut at: NodeRef) -> Result<Entry, Torn> {
     for _ in 0..=DIGITS {
         match at.node() {
             Node::None => return Err(Torn),
-            Node::Lone(first) => return lone(arena, first),
+            Node::Lone(first) => return Entry::of_lone(arena, first),
             Node::Leaf(leaf) => {
                 let (digit, item) = leaf.highest_item(arena, u64::MAX)?.ok_or(Torn)?;
-                return entry(leaf.head(arena)?.prefix(), digit, item);
+                return entry(arena, leaf.head(arena)?.prefix(), digit, item);
             }
             Node::Inner(table) => {
                 let (_, item) = table.highest_item(arena, u64::MAX)?.ok_or(Torn)?;

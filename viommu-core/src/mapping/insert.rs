@@ -2,12 +2,12 @@
 
 //! A new entry's way into the tree.
 
-use super::find::Entry;
 use super::node::{
     ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digit, next_higher, next_lower, prefix,
     shift_of_difference,
 };
 use super::tree::{Slot, Tree};
+use super::value::Entry;
 
 impl Tree {
     /// Adds an entry, of whose key there is none.
@@ -34,7 +34,7 @@ impl Tree {
                 let lone = self.new_lone(entry);
                 return self.add(slot, at, table, digit, lone.0.into());
             }
-            slot = Slot::Item(table, digit);
+            slot = Slot::Item(table, digit, shift);
             at = child;
         }
         let both = match at.node() {
@@ -43,7 +43,8 @@ impl Tree {
             Node::Leaf(leaf) => {
                 let head = self.head(leaf);
                 if head.prefix() == prefix(entry.key, 0) {
-                    return self.add(slot, at, leaf, digit(entry.key, 0), entry.value);
+                    let item = self.new_item(entry);
+                    return self.add(slot, at, leaf, digit(entry.key, 0), item);
                 }
                 self.branch(at, head.prefix(), entry)
             }
@@ -66,7 +67,8 @@ impl Tree {
             return self.branch(at, other.key, entry);
         }
         let head = Head::new(prefix(entry.key, 0), 0);
-        let (one, two) = ((digit(other.key, 0), other.value), (digit(entry.key, 0), entry.value));
+        let one = (digit(other.key, 0), self.new_item(other));
+        let two = (digit(entry.key, 0), self.new_item(entry));
         let leaf = self.new_pair(Holds::Values, head, one, two);
         self.retire_lone(at);
         leaf
@@ -84,9 +86,10 @@ impl Tree {
 
     /// A table of two items, each with its digit.
     fn new_pair(&mut self, holds: Holds, head: Head, one: (u32, u64), two: (u32, u64)) -> NodeRef {
-        let mut pair = self.new_table(holds, head, bit(one.0) | bit(two.0));
-        let (low, high) = if one.0 < two.0 { (one, two) } else { (two, one) };
-        self.fill(&mut pair, [low, high]);
-        pair.finished()
+        let pair = self.new_table(holds, head, bit(one.0) | bit(two.0));
+        for (digit, item) in [one, two] {
+            pair.set_item(self.words(pair), digit, item);
+        }
+        pair.reference(true)
     }
 }

@@ -3,8 +3,9 @@
 //! All entries of a tree in order, while nothing changes it.
 
 use super::arena::Arena;
-use super::find::{self, Entry};
+use super::find;
 use super::node::{DIGITS, Holds, Node, NodeRef, Table};
+use super::value::Entry;
 
 /// Where the iteration is in one table.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +38,7 @@ impl<'a> Entries<'a> {
     fn enter(&mut self, node: NodeRef) -> Option<Entry> {
         match node.node() {
             Node::None => None,
-            Node::Lone(at) => find::lone(self.arena, at).ok(),
+            Node::Lone(at) => Entry::of_lone(self.arena, at).ok(),
             Node::Leaf(table) | Node::Inner(table) => {
                 let prefix = table.head(self.arena).ok()?.prefix();
                 let left = table.bitmap(self.arena).ok()?;
@@ -69,7 +70,7 @@ impl Iterator for Entries<'_> {
             let item = place.table.item_at(self.arena, at).ok()?;
             place.rank = place.rank.wrapping_add(1);
             if place.table.holds() == Holds::Values {
-                return Some(Entry { key: place.prefix | u64::from(digit), value: item });
+                return Entry::of_item(self.arena, place.prefix | u64::from(digit), item).ok();
             }
             if let Some(entry) = self.enter(NodeRef(item as u32)) {
                 return Some(entry);

@@ -8,8 +8,8 @@
 //!
 //! | node  | words                                                                          |
 //! |-------|--------------------------------------------------------------------------------|
-//! | lone  | key, value                                                                     |
-//! | leaf  | head, bitmap, one value an item                                                |
+//! | lone  | the key and the words of a mapping                                             |
+//! | leaf  | head, bitmap, one word an item: a short mapping, or where the words of a long one are |
 //! | inner | head, bitmap, half a word an item: the reference of a node                     |
 //!
 //! The head is the part of the key that all items share, and where the digit is in which they differ. The bitmap
@@ -34,8 +34,6 @@ pub(super) const ABOVE_LEAVES: u32 = DIGIT_BITS;
 const ITEMS: u32 = 2;
 /// Words of the largest node.
 pub(super) const NODE_WORDS_MAX: u32 = ITEMS + 64;
-/// Words of a lone node.
-pub(super) const LONE_WORDS: u32 = 2;
 /// The bits of half a word.
 const HALF: u64 = u32::MAX as u64;
 
@@ -205,7 +203,7 @@ impl Table {
         // From here on a full one is not much larger, and takes an item in place.
         let (kind, full_from) = match holds {
             Holds::Values => (LEAF, 24),
-            Holds::Nodes => (INNER, 12),
+            Holds::Nodes => (INNER, 24),
         };
         Table(if count >= full_from { kind | FULL } else { kind })
     }
@@ -240,7 +238,7 @@ impl Table {
     pub(super) fn is_too_empty(self, count: u32) -> bool {
         match self.holds() {
             Holds::Values => count < 14,
-            Holds::Nodes => count < 8,
+            Holds::Nodes => count < 16,
         }
     }
 
@@ -294,19 +292,16 @@ impl Table {
         Ok(Some((digit, self.item_at(arena, self.place(bitmap, digit))?)))
     }
 
-    /// The items in order, each with its digit, of a table at the beginning of `words`.
-    pub(super) fn items(self, words: Words<'_>, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
-        (0u32..).zip(digits(bitmap)).map(move |(rank, digit)| {
-            let place = if self.is_full() { digit } else { rank };
-            let item = match self.holds() {
-                Holds::Values => words.load(ITEMS.wrapping_add(place)).unwrap_or(0),
-                Holds::Nodes => {
-                    let pair = words.load(ITEMS.wrapping_add(place / 2)).unwrap_or(0);
-                    pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF
-                }
-            };
-            (digit, item)
-        })
+    /// The item at a place of a table at the beginning of `words`. For the one writer.
+    #[inline]
+    pub(super) fn item_in(self, words: Words<'_>, place: u32) -> u64 {
+        match self.holds() {
+            Holds::Values => words.load(ITEMS.wrapping_add(place)).unwrap_or(0),
+            Holds::Nodes => {
+                let pair = words.load(ITEMS.wrapping_add(place / 2)).unwrap_or(0);
+                pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF
+            }
+        }
     }
 
     /// The item at a place, which is its digit in a full table and its rank in a packed one.
@@ -322,8 +317,9 @@ impl Table {
         }
     }
 
-    /// Replaces the item of `digit`, which the bitmap has.
-    pub(super) fn set_item(self, words: Words<'_>, bitmap: u64, digit: u32, item: u64) {
+    /// Replaces the item of `digit`, for which there is a place, of a table at the beginning of `words`.
+    pub(super) fn set_item(self, words: Words<'_>, digit: u32, item: u64) {
+        let bitmap = if self.is_full() { 0 } else { words.load(1).unwrap_or(0) };
         self.set_item_at(words, self.place(bitmap, digit), item, Ordering::Release);
     }
 

@@ -8,7 +8,7 @@ use crate::{Granule, Mapping};
 
 use super::Mappings;
 use super::arena::{Arena, Shared, Torn};
-use super::{find, value};
+use super::find;
 
 /// Finds mappings of one domain from any thread, while another maps and unmaps. Each thread has a clone.
 ///
@@ -61,7 +61,7 @@ impl Reader {
         let Some(entry) = find::floor(&self.arena, self.granule.number_of(iova))? else {
             return Ok(None);
         };
-        let mapping = value::unpacked(&self.arena, self.granule, entry)?;
+        let mapping = entry.unpacked(self.granule)?;
         Ok(Some(mapping).filter(|mapping| mapping.range.contains(iova)))
     }
 }

@@ -2,13 +2,11 @@
 
 //! The way of entries out of the tree: any number in one range.
 
-use super::find::Entry;
 use super::node::{
-    ABOVE_LEAVES, Head, LONE_WORDS, Node, NodeRef, Table, below, below_prefix, bit, digit, digits,
-    next_higher, next_lower, prefix,
+    ABOVE_LEAVES, Head, Node, NodeRef, Table, below, below_prefix, bit, digit, digits, next_higher,
+    next_lower, prefix,
 };
 use super::tree::{Slot, Tree};
-use super::value;
 
 /// Keys `first..=last`.
 #[derive(Clone, Copy, Debug)]
@@ -41,13 +39,13 @@ impl Tree {
                 break;
             }
             parent = Some((slot, at, table));
-            slot = Slot::Item(table, digit(keys.first, shift));
+            slot = Slot::Item(table, digit(keys.first, shift), shift);
             at = self.child(table, digit(keys.first, shift));
         }
         let (left, removed) = self.without(at, keys);
         match (parent, slot) {
             _ if left == at => {}
-            (Some((above, node, table)), Slot::Item(_, digit)) if left == NodeRef::NONE => {
+            (Some((above, node, table)), Slot::Item(_, digit, _)) if left == NodeRef::NONE => {
                 // The parent has other children, and so does not end.
                 let smaller = self.shrink(node, table, self.bitmap(table) & !bit(digit));
                 if smaller != node {
@@ -76,11 +74,10 @@ impl Tree {
         match node.node() {
             Node::None => (node, 0),
             Node::Lone(at) => {
-                let Entry { key, value } = self.lone_entry(at);
+                let key = self.lone_entry(at).key;
                 if key < keys.first || keys.last < key {
                     return (node, 0);
                 }
-                self.retire_value(value);
                 self.retire_lone(node);
                 (NodeRef::NONE, 1)
             }
@@ -88,8 +85,7 @@ impl Tree {
                 let bitmap = self.bitmap(leaf);
                 let affected = digits_among(self.head(leaf), keys) & bitmap;
                 for digit in digits(affected) {
-                    let value = self.item(leaf, digit);
-                    self.retire_value(value);
+                    self.retire_item(self.item(leaf, digit));
                 }
                 (self.shrink(node, leaf, bitmap & !affected), affected.count_ones() as usize)
             }
@@ -98,32 +94,20 @@ impl Tree {
     }
 
     fn inner_without(&mut self, node: NodeRef, table: Table, keys: Keys) -> (NodeRef, usize) {
-        let bitmap = self.bitmap(table);
+        let (head, bitmap) = (self.head(table), self.bitmap(table));
         let mut left = bitmap;
         let mut removed = 0usize;
-        for digit in digits(digits_among(self.head(table), keys) & bitmap) {
+        for digit in digits(digits_among(head, keys) & bitmap) {
             let child = self.child(table, digit);
             let (smaller, count) = self.without(child, keys);
             removed = removed.saturating_add(count);
             if smaller == NodeRef::NONE {
                 left &= !bit(digit);
             } else if smaller != child {
-                self.put(Slot::Item(table, digit), smaller);
+                self.put(Slot::Item(table, digit, head.shift()), smaller);
             }
         }
         (self.shrink(node, table, left), removed)
-    }
-
-    pub(super) fn retire_lone(&mut self, node: NodeRef) {
-        if let Node::Lone(at) = node.node() {
-            self.space.retire(at, LONE_WORDS);
-        }
-    }
-
-    fn retire_value(&mut self, value: u64) {
-        if let Some(at) = value::rest_of_long(value) {
-            self.space.retire(at, value::REST_WORDS);
-        }
     }
 }
 

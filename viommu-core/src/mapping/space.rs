@@ -18,8 +18,8 @@ use super::node::NODE_WORDS_MAX;
 const ROOT_WORDS: u32 = 1;
 /// Words of the first chunk.
 const FIRST_CHUNK_WORDS: u32 = 16;
-/// The most words that one insertion adds: a larger table, a lone node, the rest of a long mapping.
-pub(super) const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 4;
+/// The most words that one insertion adds: a larger table, a lone node, a long mapping.
+pub(super) const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 5;
 /// Bytes that even a small tree may come to hold.
 const BYTES_AT_LEAST: usize = 2560;
 /// Retired blocks after which the epoch takes a step.

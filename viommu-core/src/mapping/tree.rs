@@ -9,11 +9,13 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, Shared, Words};
-use super::find::{self, Entry};
-use super::node::{
-    ABOVE_LEAVES, Head, Holds, LONE_WORDS, Node, NodeRef, Table, below, bit, digits, next_lower,
-};
+use super::find;
+use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digits, next_lower};
 use super::space::Space;
+use super::value::{Entry, LONG_WORDS, is_long};
+
+/// For what the writer never meets.
+const NO_ENTRY: Entry = Entry { key: 0, word: 0, more: 0 };
 
 /// A tree of entries.
 #[derive(Debug)]
@@ -27,8 +29,8 @@ pub(super) struct Tree {
 pub(super) enum Slot {
     /// At the root.
     Root,
-    /// In an inner node, as the item of a digit.
-    Item(Table, u32),
+    /// In an inner node, as the item of a digit, which begins at this bit.
+    Item(Table, u32, u32),
 }
 
 impl Tree {
@@ -75,17 +77,16 @@ impl Tree {
     }
 
     pub(super) fn lone_entry(&self, at: u32) -> Entry {
-        find::lone(self.arena(), at).unwrap_or(Entry { key: 0, value: 0 })
+        Entry::of_lone(self.arena(), at).unwrap_or(NO_ENTRY)
+    }
+
+    pub(super) fn item_entry(&self, key: u64, item: u64) -> Entry {
+        Entry::of_item(self.arena(), key, item).unwrap_or(NO_ENTRY)
     }
 
     /// The inner node just above the leaves that the way to `key` leads through, if it is full and known.
     pub(super) fn shortcut(&self, key: u64) -> Option<NodeRef> {
         self.arena().shortcuts.to(key)
-    }
-
-    /// The items of a table, in order, with their digits.
-    pub(super) fn items(&self, table: Table, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
-        table.items(self.words(table), bitmap)
     }
 
     /// Puts a node in a place in which there is one already, or at the root.
@@ -95,9 +96,9 @@ impl Tree {
                 let root = self.fitted(node, None);
                 self.space.words(0).store(0, root.0.into(), Ordering::Release);
             }
-            Slot::Item(table, digit) => {
-                let item = self.fitted(node, Some(self.head(table).shift())).0;
-                table.set_item(self.words(table), self.bitmap(table), digit, item.into());
+            Slot::Item(table, digit, shift) => {
+                let item = self.fitted(node, Some(shift)).0;
+                table.set_item(self.words(table), digit, item.into());
             }
         }
     }
@@ -105,24 +106,37 @@ impl Tree {
     /// The reference of a node as a parent whose digit begins at `parent` holds it, or the root.
     pub(super) fn fitted(&self, node: NodeRef, parent: Option<u32>) -> NodeRef {
         match node.node() {
-            Node::Leaf(table) | Node::Inner(table) => {
-                let next = parent.map(next_lower);
-                table.reference(next != Some(self.head(table).shift()))
-            }
+            Node::Leaf(table) => table.reference(parent != Some(ABOVE_LEAVES)),
+            Node::Inner(table) => table.reference(parent.map(next_lower) != Some(self.head(table).shift())),
             Node::None | Node::Lone(_) => node,
         }
     }
 
     pub(super) fn new_lone(&mut self, entry: Entry) -> NodeRef {
-        let at = self.space.take(LONE_WORDS, &self.shared);
+        let at = self.space.take(entry.lone_words(), &self.shared);
         let words = self.space.words(at);
         words.store(0, entry.key, Ordering::Relaxed);
-        words.store(1, entry.value, Ordering::Relaxed);
+        words.store(1, entry.word, Ordering::Relaxed);
+        if is_long(entry.word) {
+            words.store(2, entry.more, Ordering::Relaxed);
+        }
         NodeRef::lone(at)
     }
 
-    /// A table that `fill` is to give the items for the digits of `bitmap`, all of them and in order.
-    pub(super) fn new_table(&mut self, holds: Holds, head: Head, bitmap: u64) -> Filling {
+    /// The item of a leaf for an entry.
+    pub(super) fn new_item(&mut self, entry: Entry) -> u64 {
+        if !is_long(entry.word) {
+            return entry.word;
+        }
+        let at = self.space.take(LONG_WORDS, &self.shared);
+        let words = self.space.words(at);
+        words.store(0, entry.word, Ordering::Relaxed);
+        words.store(1, entry.more, Ordering::Relaxed);
+        at.into()
+    }
+
+    /// A table for the digits of `bitmap`, which readers do not know yet and which has no items yet.
+    pub(super) fn new_table(&mut self, holds: Holds, head: Head, bitmap: u64) -> Table {
         let count = bitmap.count_ones();
         let shape = Table::shape(holds, count);
         let size = shape.words(count);
@@ -130,23 +144,29 @@ impl Tree {
         let words = self.words(table);
         words.store(0, head.0, Ordering::Relaxed);
         words.store(1, bitmap, Ordering::Relaxed);
+        // Values are stored whole, and each place of a packed table gets one.
         if table.is_full() || holds == Holds::Nodes {
             (2..size).for_each(|index| words.store(index, 0, Ordering::Relaxed));
         }
         if self.is_of_shortcuts(table) {
-            // Readers that come before it is filled look from the root.
+            // Readers that come before it has items look from the root.
             self.arena().shortcuts.enter(head.prefix(), table.reference(false));
         }
-        Filling { table, rank: 0 }
+        table
     }
 
-    pub(super) fn fill(&self, filling: &mut Filling, items: impl IntoIterator<Item = (u32, u64)>) {
-        let table = filling.table;
-        let words = self.words(table);
-        for (digit, item) in items {
-            let place = if table.is_full() { digit } else { filling.rank };
-            filling.rank = filling.rank.wrapping_add(1);
-            table.set_item_at(words, place, item, Ordering::Relaxed);
+    /// Gives a new table the items that it shares with an old one.
+    fn fill(&self, table: Table, bitmap: u64, old: Table, old_bitmap: u64) {
+        let (to, from) = (self.words(table), self.words(old));
+        let (mut rank, mut old_rank) = (0, 0);
+        for digit in digits(bitmap | old_bitmap) {
+            let (is_new, is_old) = (bitmap & bit(digit) != 0, old_bitmap & bit(digit) != 0);
+            if is_new && is_old {
+                let item = old.item_in(from, if old.is_full() { digit } else { old_rank });
+                table.set_item_at(to, if table.is_full() { digit } else { rank }, item, Ordering::Relaxed);
+            }
+            rank = rank.wrapping_add(u32::from(is_new));
+            old_rank = old_rank.wrapping_add(u32::from(is_old));
         }
     }
 
@@ -159,7 +179,7 @@ impl Tree {
         if table.is_full() && !table.is_too_empty(left.count_ones()) {
             let words = self.words(table);
             words.store(1, left, Ordering::Release);
-            digits(bitmap & !left).for_each(|digit| table.set_item(words, bitmap, digit, 0));
+            digits(bitmap & !left).for_each(|digit| table.set_item(words, digit, 0));
             return node;
         }
         let smaller = match (left.checked_ilog2(), left.count_ones()) {
@@ -167,13 +187,15 @@ impl Tree {
             (Some(digit), 1) if table.holds() == Holds::Nodes => self.child(table, digit),
             (Some(digit), 1) => {
                 let key = self.head(table).prefix() | u64::from(digit);
-                self.new_lone(Entry { key, value: self.item(table, digit) })
+                let item = self.item(table, digit);
+                let lone = self.new_lone(self.item_entry(key, item));
+                self.retire_item(item);
+                lone
             }
             _ => {
-                let mut smaller = self.new_table(table.holds(), self.head(table), left);
-                let kept = self.items(table, bitmap).filter(|(digit, _)| left & bit(*digit) != 0);
-                self.fill(&mut smaller, kept);
-                smaller.finished()
+                let smaller = self.new_table(table.holds(), self.head(table), left);
+                self.fill(smaller, left, table, bitmap);
+                smaller.reference(true)
             }
         };
         self.retire(table, bitmap);
@@ -186,16 +208,28 @@ impl Tree {
         let more = bitmap | bit(added);
         if table.is_full() {
             // A reader that sees the bit finds the item.
-            table.set_item(self.words(table), more, added, item);
+            table.set_item(self.words(table), added, item);
             self.words(table).store(1, more, Ordering::Release);
             return node;
         }
-        let mut larger = self.new_table(table.holds(), self.head(table), more);
-        self.fill(&mut larger, self.items(table, bitmap & below(added)));
-        self.fill(&mut larger, [(added, item)]);
-        self.fill(&mut larger, self.items(table, bitmap).skip_while(|(digit, _)| *digit < added));
+        let larger = self.new_table(table.holds(), self.head(table), more);
+        self.fill(larger, more, table, bitmap);
+        larger.set_item(self.words(larger), added, item);
         self.retire(table, bitmap);
-        larger.finished()
+        larger.reference(true)
+    }
+
+    pub(super) fn retire_lone(&mut self, node: NodeRef) {
+        if let Node::Lone(at) = node.node() {
+            self.space.retire(at, self.lone_entry(at).lone_words());
+        }
+    }
+
+    /// Retires what an item of a leaf has elsewhere.
+    pub(super) fn retire_item(&mut self, item: u64) {
+        if is_long(item) {
+            self.space.retire(item as u32, LONG_WORDS);
+        }
     }
 
     pub(super) fn retire(&mut self, table: Table, bitmap: u64) {
@@ -213,22 +247,7 @@ impl Tree {
         self.space.arena()
     }
 
-    fn words(&self, table: Table) -> Words<'_> {
+    pub(super) fn words(&self, table: Table) -> Words<'_> {
         self.space.words(table.at())
-    }
-}
-
-/// A table that readers do not know yet and that gets its items.
-#[derive(Debug)]
-pub(super) struct Filling {
-    table: Table,
-    /// Items so far.
-    rank: u32,
-}
-
-impl Filling {
-    /// Its reference, which fits no place yet.
-    pub(super) fn finished(self) -> NodeRef {
-        self.table.reference(true)
     }
 }
