@@ -46,7 +46,7 @@ impl Tree {
         table: Table,
         copied: impl Fn(&mut Tree, u64, Head) -> u64,
     ) -> NodeRef {
-        let (head, bitmap) = (from.head(table), from.bitmap(table));
+        let (head, bitmap) = (from.head(table), from.present(table));
         let copy = self.new_table(table.holds(), head, bitmap);
         for digit in digits(bitmap) {
             let item = copied(self, from.item(table, digit), head);

@@ -9,7 +9,7 @@
 use core::cmp::Ordering;
 
 use super::arena::{Arena, Torn};
-use super::node::{ABOVE_LEAVES, DIGITS, Node, NodeRef, Table, below, bit, digit, next_lower, prefix};
+use super::node::{ABOVE_LEAVES, DIGITS, Node, NodeRef, Table, below, digit, next_lower, prefix};
 use super::value::Entry;
 
 /// The root of the tree.
@@ -82,29 +82,22 @@ fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
 /// The mapping of the highest key in a leaf that is not above `key`.
 #[inline]
 fn in_leaf(arena: &Arena, leaf: Table, skips: bool, key: u64) -> Result<Option<Entry>, Torn> {
-    let mut wanted = below(digit(key, 0)) | bit(digit(key, 0));
-    let mut leaf_prefix = prefix(key, 0);
     if skips {
-        let head = leaf.head(arena)?;
-        match head.prefix().cmp(&leaf_prefix) {
-            Ordering::Less => wanted = u64::MAX,
+        match leaf.head(arena)?.prefix().cmp(&prefix(key, 0)) {
+            Ordering::Less => return last_of(arena, leaf.reference(true)).map(Some),
             Ordering::Greater => return Ok(None),
             Ordering::Equal => {}
         }
-        leaf_prefix = head.prefix();
     }
-    if leaf.is_full() && wanted != u64::MAX {
-        // Where every granule is mapped by itself, this is all.
-        let value = leaf.item_at(arena, digit(key, 0))?;
-        if value != 0 {
-            return Entry::of_item(arena, key, value).map(Some);
-        }
+    // Where every granule is mapped by itself, this is all.
+    let item = leaf.item(arena, digit(key, 0))?;
+    if item != 0 {
+        return Entry::of_item(arena, key, item).map(Some);
     }
-    leaf.highest_item(arena, wanted)?.map(|(digit, item)| entry(arena, leaf_prefix, digit, item)).transpose()
-}
-
-fn entry(arena: &Arena, prefix: u64, digit: u32, item: u64) -> Result<Entry, Torn> {
-    if item == 0 { Err(Torn) } else { Entry::of_item(arena, prefix | u64::from(digit), item) }
+    match leaf.highest_item(arena, below(digit(key, 0)))? {
+        Some((digit, item)) => Entry::of_item(arena, prefix(key, 0) | u64::from(digit), item).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The mapping of the highest key below `key`, in the children before the ones that were passed through.
@@ -127,7 +120,7 @@ fn last_of(arena: &Arena, mut at: NodeRef) -> Result<Entry, Torn> {
             Node::Lone(first) => return Entry::of_lone(arena, first),
             Node::Leaf(leaf) => {
                 let (digit, item) = leaf.highest_item(arena, u64::MAX)?.ok_or(Torn)?;
-                return entry(arena, leaf.head(arena)?.prefix(), digit, item);
+                return Entry::of_item(arena, leaf.head(arena)?.prefix() | u64::from(digit), item);
             }
             Node::Inner(table) => {
                 let (_, item) = table.highest_item(arena, u64::MAX)?.ok_or(Torn)?;

@@ -69,6 +69,9 @@ impl Iterator for Entries<'_> {
             let at = if place.table.is_full() { digit } else { place.rank };
             let item = place.table.item_at(self.arena, at).ok()?;
             place.rank = place.rank.wrapping_add(1);
+            if item == 0 {
+                continue;
+            }
             if place.table.holds() == Holds::Values {
                 return Entry::of_item(self.arena, place.prefix | u64::from(digit), item).ok();
             }

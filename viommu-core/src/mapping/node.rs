@@ -12,11 +12,11 @@
 //! | leaf  | head, bitmap, one word an item: a short mapping, or where the words of a long one are |
 //! | inner | head, bitmap, half a word an item: the reference of a node                     |
 //!
-//! The head is the part of the key that all items share, and where the digit is in which they differ. The bitmap
-//! says which of the 64 digits have an item. A **full** leaf or inner node has a place for every digit, zero where
-//! there is no item; a **packed** one has only the items, in order. Only full nodes take or lose an item in
-//! place. An inner node's items may be replaced in place; everything else of a node never changes while the node is
-//! in the tree.
+//! The head is the part of the key that all items share, and where the digit is in which they differ. A **full** leaf
+//! or inner node has a place for each of the 64 digits, and its bitmap says which of them have an item. A **packed** one
+//! has places only for the digits in its bitmap, in order, and its head counts those that have an item. A place without
+//! an item is zero. Items come, go and are replaced in place where there is a place, the bitmap of a full node with
+//! them; everything else of a node never changes while the node is in the tree.
 
 use core::sync::atomic::Ordering;
 
@@ -26,6 +26,8 @@ use super::arena::{Arena, Torn, Words};
 const DIGIT_BITS: u32 = 6;
 /// Bits of a key.
 pub(super) const KEY_BITS: u32 = 52;
+/// Where the count of items begins in a head.
+const COUNT_SHIFT: u32 = KEY_BITS + 6;
 /// Digits of a key: a way down passes no more nodes.
 pub(super) const DIGITS: usize = 9;
 /// Where the digit of an inner node just above leaves begins.
@@ -171,6 +173,17 @@ impl Head {
         Head(prefix | u64::from(shift).wrapping_shl(KEY_BITS))
     }
 
+    /// The same for a table of so many items.
+    pub(super) fn counting(self, count: u32) -> Head {
+        let others = self.0 & 1u64.wrapping_shl(COUNT_SHIFT).wrapping_sub(1);
+        Head(others | u64::from(count).wrapping_shl(COUNT_SHIFT))
+    }
+
+    /// How many items a packed table has.
+    pub(super) fn count(self) -> u32 {
+        self.0.wrapping_shr(COUNT_SHIFT) as u32
+    }
+
     /// What the keys of all items begin with.
     #[inline]
     pub(super) fn prefix(self) -> u64 {
@@ -180,7 +193,7 @@ impl Head {
     /// Where the digit begins in which the keys of the items differ.
     #[inline]
     pub(super) fn shift(self) -> u32 {
-        self.0.wrapping_shr(KEY_BITS) as u32
+        self.0.wrapping_shr(KEY_BITS) as u32 & 63
     }
 }
 
@@ -233,10 +246,12 @@ impl Table {
         self.0 & FULL != 0
     }
 
-    /// Whether a full table of so few items is to be packed. Well below where it was made full, lest one
-    /// item that comes and goes have it copied each time.
-    pub(super) fn is_too_empty(self, count: u32) -> bool {
+    /// Whether so few items are to have a table of their size. For a full one that is well below where it was made
+    /// full, lest one item that comes and goes have it copied each time; a packed one has less than half its `places`
+    /// vacant.
+    pub(super) fn is_too_empty(self, places: u32, count: u32) -> bool {
         match self.holds() {
+            _ if !self.is_full() => count < 2 || count <= places / 2,
             Holds::Values => count < 14,
             Holds::Nodes => count < 16,
         }
@@ -282,14 +297,18 @@ impl Table {
         Ok(NodeRef(pair.wrapping_shr((digit & 1).wrapping_mul(32)) as u32))
     }
 
-    /// The item of the highest digit in `wanted` that there is: the digit and the item. The item is 0 when it
-    /// went meanwhile.
+    /// The item of the highest digit in `wanted` that there is: the digit and the item.
     pub(super) fn highest_item(self, arena: &Arena, wanted: u64) -> Result<Option<(u32, u64)>, Torn> {
         let bitmap = self.bitmap(arena)?;
-        let Some(digit) = (bitmap & wanted).checked_ilog2() else {
-            return Ok(None);
-        };
-        Ok(Some((digit, self.item_at(arena, self.place(bitmap, digit))?)))
+        let mut left = bitmap & wanted;
+        while let Some(digit) = left.checked_ilog2() {
+            let item = self.item_at(arena, self.place(bitmap, digit))?;
+            if item != 0 {
+                return Ok(Some((digit, item)));
+            }
+            left &= below(digit);
+        }
+        Ok(None)
     }
 
     /// The item at a place of a table at the beginning of `words`. For the one writer.

@@ -47,7 +47,7 @@ impl Tree {
             _ if left == at => {}
             (Some((above, node, table)), Slot::Item(_, digit, _)) if left == NodeRef::NONE => {
                 // The parent has other children, and so does not end.
-                let smaller = self.shrink(node, table, self.bitmap(table) & !bit(digit));
+                let smaller = self.shrink(node, table, bit(digit));
                 if smaller != node {
                     self.put(above, smaller);
                 }
@@ -65,7 +65,7 @@ impl Tree {
         let node = self.shortcut(keys.first)?;
         let Node::Inner(table) = node.node() else { return None };
         let left = self.bitmap(table).count_ones().wrapping_sub(1);
-        (!table.is_too_empty(left)).then_some(node)
+        (!table.is_too_empty(64, left)).then_some(node)
     }
 
     /// The node without the entries of `keys`, [`NodeRef::NONE`] when none is left, and how many went. The
@@ -82,32 +82,35 @@ impl Tree {
                 (NodeRef::NONE, 1)
             }
             Node::Leaf(leaf) => {
-                let bitmap = self.bitmap(leaf);
-                let affected = digits_among(self.head(leaf), keys) & bitmap;
-                for digit in digits(affected) {
-                    self.retire_item(self.item(leaf, digit));
+                let mut gone = 0;
+                for digit in digits(digits_among(self.head(leaf), keys) & self.bitmap(leaf)) {
+                    let item = self.item(leaf, digit);
+                    if item != 0 {
+                        self.retire_item(item);
+                        gone |= bit(digit);
+                    }
                 }
-                (self.shrink(node, leaf, bitmap & !affected), affected.count_ones() as usize)
+                (self.shrink(node, leaf, gone), gone.count_ones() as usize)
             }
             Node::Inner(table) => self.inner_without(node, table, keys),
         }
     }
 
     fn inner_without(&mut self, node: NodeRef, table: Table, keys: Keys) -> (NodeRef, usize) {
-        let (head, bitmap) = (self.head(table), self.bitmap(table));
-        let mut left = bitmap;
+        let head = self.head(table);
+        let mut gone = 0;
         let mut removed = 0usize;
-        for digit in digits(digits_among(head, keys) & bitmap) {
+        for digit in digits(digits_among(head, keys) & self.bitmap(table)) {
             let child = self.child(table, digit);
             let (smaller, count) = self.without(child, keys);
             removed = removed.saturating_add(count);
-            if smaller == NodeRef::NONE {
-                left &= !bit(digit);
+            if smaller == NodeRef::NONE && child != NodeRef::NONE {
+                gone |= bit(digit);
             } else if smaller != child {
                 self.put(Slot::Item(table, digit, head.shift()), smaller);
             }
         }
-        (self.shrink(node, table, left), removed)
+        (self.shrink(node, table, gone), removed)
     }
 }
 

@@ -67,6 +67,18 @@ impl Tree {
         table.bitmap(self.arena()).unwrap_or(0)
     }
 
+    /// The digits that have an item.
+    pub(super) fn present(&self, table: Table) -> u64 {
+        let bitmap = self.bitmap(table);
+        if table.is_full() {
+            return bitmap;
+        }
+        let words = self.words(table);
+        let places = (0u32..).zip(digits(bitmap));
+        let present = places.filter(|(place, _)| table.item_in(words, *place) != 0);
+        present.fold(0, |bits, (_, digit)| bits | bit(digit))
+    }
+
     /// The item of `digit`, or 0.
     pub(super) fn item(&self, table: Table, digit: u32) -> u64 {
         table.item(self.arena(), digit).unwrap_or(0)
@@ -142,7 +154,7 @@ impl Tree {
         let size = shape.words(count);
         let table = shape.placed(self.space.take(size, &self.shared));
         let words = self.words(table);
-        words.store(0, head.0, Ordering::Relaxed);
+        words.store(0, head.counting(count).0, Ordering::Relaxed);
         words.store(1, bitmap, Ordering::Relaxed);
         // Values are stored whole, and each place of a packed table gets one.
         if table.is_full() || holds == Holds::Nodes {
@@ -174,30 +186,30 @@ impl Tree {
         }
     }
 
-    /// The table with only the items of `left`, or what does without a table; the old one is retired.
-    pub(super) fn shrink(&mut self, node: NodeRef, table: Table, left: u64) -> NodeRef {
-        let bitmap = self.bitmap(table);
-        if left == bitmap {
+    /// The table without the items of the digits in `gone`, which it has, or what does without a table; then the old one
+    /// is retired.
+    pub(super) fn shrink(&mut self, node: NodeRef, table: Table, gone: u64) -> NodeRef {
+        if gone == 0 {
             return node;
         }
-        if table.is_full() && !table.is_too_empty(left.count_ones()) {
-            let words = self.words(table);
-            words.store(1, left, Ordering::Release);
-            digits(bitmap & !left).for_each(|digit| table.set_item(words, digit, 0));
-            return node;
-        }
-        let smaller = match (left.checked_ilog2(), left.count_ones()) {
-            (None, _) => NodeRef::NONE,
-            (Some(digit), 1) if table.holds() == Holds::Nodes => self.child(table, digit),
-            (Some(digit), 1) => {
-                let key = self.head(table).prefix() | u64::from(digit);
-                let item = self.item(table, digit);
-                let lone = self.new_lone(self.item_entry(key, item));
-                self.retire_item(item);
-                lone
+        let (head, bitmap, words) = (self.head(table), self.bitmap(table), self.words(table));
+        let before = if table.is_full() { bitmap.count_ones() } else { head.count() };
+        let count = before.wrapping_sub(gone.count_ones());
+        if !table.is_too_empty(bitmap.count_ones(), count) {
+            if table.is_full() {
+                words.store(1, bitmap & !gone, Ordering::Release);
+            } else {
+                words.store(0, head.counting(count).0, Ordering::Release);
             }
-            _ => {
-                let smaller = self.new_table(table.holds(), self.head(table), left);
+            digits(gone).for_each(|digit| table.set_item(words, digit, 0));
+            return node;
+        }
+        let left = self.present(table) & !gone;
+        let smaller = match left.checked_ilog2() {
+            None => NodeRef::NONE,
+            Some(digit) if count == 1 => self.alone(table, digit),
+            Some(_) => {
+                let smaller = self.new_table(table.holds(), head, left);
                 self.fill(smaller, left, table, bitmap);
                 self.finished(smaller)
             }
@@ -206,17 +218,34 @@ impl Tree {
         smaller
     }
 
+    /// What does for a table whose only item is that of `digit`.
+    fn alone(&mut self, table: Table, digit: u32) -> NodeRef {
+        let item = self.item(table, digit);
+        if table.holds() == Holds::Nodes {
+            return NodeRef(item as u32);
+        }
+        let key = self.head(table).prefix() | u64::from(digit);
+        let lone = self.new_lone(self.item_entry(key, item));
+        self.retire_item(item);
+        lone
+    }
+
     /// The table with one more item, which is a value or a fitted reference.
     pub(super) fn grown(&mut self, node: NodeRef, table: Table, added: u32, item: u64) -> NodeRef {
-        let bitmap = self.bitmap(table);
-        let more = bitmap | bit(added);
-        if table.is_full() {
+        let (head, bitmap) = (self.head(table), self.bitmap(table));
+        if table.is_full() || bitmap & bit(added) != 0 {
+            let words = self.words(table);
+            table.set_item(words, added, item);
             // A reader that sees the bit finds the item.
-            table.set_item(self.words(table), added, item);
-            self.words(table).store(1, more, Ordering::Release);
+            if table.is_full() {
+                words.store(1, bitmap | bit(added), Ordering::Release);
+            } else {
+                words.store(0, head.counting(head.count().wrapping_add(1)).0, Ordering::Release);
+            }
             return node;
         }
-        let larger = self.new_table(table.holds(), self.head(table), more);
+        let more = self.present(table) | bit(added);
+        let larger = self.new_table(table.holds(), head, more);
         self.fill(larger, more, table, bitmap);
         larger.set_item(self.words(larger), added, item);
         self.retire(table, bitmap);
