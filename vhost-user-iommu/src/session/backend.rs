@@ -81,6 +81,11 @@ impl Backend {
         self.power_on.is_completed()
     }
 
+    /// The connection is over: the worker lets go of the rings, whatever their state.
+    pub fn end(&self) {
+        self.queues.end();
+    }
+
     fn serve_requests(&self, ring: &Ring) {
         let mut position = lock(&self.position);
         if self.was_stopped.swap(false, Ordering::Relaxed) {

@@ -19,7 +19,7 @@ impl Queues {
     }
 
     fn serve_all_events(&self, ring: &Ring) -> Result<(), Error> {
-        while let Some(event) = self.iommu.next_event() {
+        while let Some(event) = self.iommu.next_event().filter(|_| !self.is_over()) {
             let memory = self.memory.memory();
             let Some(chain) = ring.next_chain(memory.clone())? else {
                 match ring.enable_notification()? {

@@ -53,7 +53,7 @@ pub fn serve_one(listener: &mut Listener, iommu: &Arc<Iommu>, event_waits: &Arc<
         Backend::new(iommu.clone(), memory.clone(), event_waits.clone()).map_err(Error::StartDaemon)?;
     let backend = Arc::new(backend);
     let daemon = VhostUserDaemon::new("session".to_owned(), backend.clone(), memory);
-    let served = daemon.and_then(|daemon| converse(daemon, listener, event_waits));
+    let served = daemon.and_then(|daemon| converse(daemon, &backend, listener, event_waits));
     if backend.is_powered_on() {
         iommu.disconnected();
     }
@@ -69,6 +69,7 @@ pub fn serve_one(listener: &mut Listener, iommu: &Arc<Iommu>, event_waits: &Arc<
 
 fn converse(
     mut daemon: VhostUserDaemon<Arc<Backend>>,
+    backend: &Backend,
     listener: &mut Listener,
     event_waits: &Wake,
 ) -> Result<(), Error> {
@@ -78,5 +79,8 @@ fn converse(
     }
     daemon.start(listener)?;
     info!("VMM connected");
-    daemon.wait()
+    let served = daemon.wait();
+    // The crate waits for its worker when it is dropped.
+    backend.end();
+    served
 }

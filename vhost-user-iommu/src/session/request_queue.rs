@@ -23,7 +23,7 @@ impl Queues {
     fn serve_all_requests(&self, ring: &Ring) -> Result<(), Error> {
         loop {
             ring.disable_notification()?;
-            loop {
+            while !self.is_over() {
                 let memory = self.memory.memory();
                 // The ring is locked while its next chain is taken, not while the request is served.
                 let Some(chain) = ring.next_chain(memory.clone())? else { break };
@@ -31,7 +31,7 @@ impl Queues {
                 let used_length = self.answer(Buffers::of(chain, &*memory).ok(), &memory);
                 ring.complete(head, used_length, &memory)?;
             }
-            if !ring.enable_notification()? {
+            if !ring.enable_notification()? || self.is_over() {
                 return Ok(());
             }
         }
