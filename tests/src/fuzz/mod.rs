@@ -7,6 +7,7 @@
 //! `tests/fuzz/corpus`. The daemon's parts run in this process. Nothing here knows of a fuzzer.
 
 mod config;
+mod device;
 mod engine;
 pub mod input;
 mod model;
