@@ -113,8 +113,12 @@ impl Conversation<'_> {
         }
     }
 
-    /// The entry that a miss asks for, if the access is allowed and memory is there.
+    /// The entry that a miss asks for, if the access is allowed and memory is there. A back-end that has not been told
+    /// to translate gets none: invalidations pass it by.
     fn translate(&self, miss: &IotlbMessage) -> Option<IotlbMessage> {
+        if !self.is_translating {
+            return None;
+        }
         let relay = self.relay;
         let extent = relay.iommu.translate(relay.endpoint, Iova(miss.iova), wanted(miss)).ok()?;
         let Some(Placed { range, user_address }) = self.memory.place(&extent, miss.iova) else {
