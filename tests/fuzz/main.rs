@@ -5,9 +5,11 @@
 //! The targets themselves are in `viommu_tests::fuzz`; `scripts/fuzz` builds and runs this.
 #![no_main]
 
-use std::sync::LazyLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
+use signal_hook::consts::SIGPIPE;
 use viommu_tests::fuzz::{self, Target};
 
 static TARGET: LazyLock<&Target> = LazyLock::new(|| {
@@ -15,4 +17,10 @@ static TARGET: LazyLock<&Target> = LazyLock::new(|| {
     fuzz::find(&name).expect("a target of this name")
 });
 
-fuzz_target!(|data: &[u8]| (TARGET.run)(data));
+fuzz_target!(
+    init: {
+        // As Rust's own entry has it: to write to a closed socket is an error, not the end.
+        signal_hook::flag::register(SIGPIPE, Arc::new(AtomicBool::new(false))).expect("a signal can be caught");
+    },
+    |data: &[u8]| (TARGET.run)(data)
+);
