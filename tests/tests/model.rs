@@ -35,6 +35,28 @@ proptest! {
     }
 }
 
+/// Without a difference means: no OK for what the host refused, nothing changed by it, and host and device
+/// agree afterwards and ever after.
+#[test]
+fn any_one_call_of_the_host_can_fail() {
+    let mut runner = TestRunner::default();
+    let mut failed = 0;
+    for _ in 0..config().cases.div_ceil(32) {
+        let plan = plan::plans(OPS_MAX).new_tree(&mut runner).expect("a plan").current();
+        let run = |mut bench: Bench| {
+            plan.ops.iter().for_each(|op| bench.step(op));
+            bench.asked()
+        };
+        let mut nth = 0;
+        // The life goes another way after each failure, and may ask more often than without one.
+        while run(Bench::failing(&plan, nth, [5, 12][nth % 2])) > nth {
+            nth += 1;
+        }
+        failed += nth;
+    }
+    assert!(failed > 0, "no host was asked anything");
+}
+
 #[test]
 fn the_made_up_lives_meet_every_status_a_request_can_have() {
     let mut runner = TestRunner::deterministic();

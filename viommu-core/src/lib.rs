@@ -49,6 +49,8 @@ pub mod mapping;
 pub mod request;
 mod reserved;
 mod status;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 pub mod wire;
 
 pub use addr::{Gpa, Granule, Iova, IovaRange};

@@ -28,6 +28,10 @@ pub struct Bench {
     under_way: Option<Change>,
     /// Type and status of every request so far.
     outcomes: BTreeSet<(u8, u8)>,
+    /// How often the host was asked.
+    asked: usize,
+    /// The one time that the host refuses, counted from 0, whatever the plan says; or as the plan says.
+    only_failure: Option<(usize, i32)>,
 }
 
 impl Bench {
@@ -42,7 +46,20 @@ impl Bench {
             host: MirrorHost::new(plan.config.boot_bypass),
             under_way: None,
             outcomes: BTreeSet::new(),
+            asked: 0,
+            only_failure: None,
         }
+    }
+
+    /// Both devices at power-on, with a host that does all that it is asked, except at the `nth` time, from 0: then it
+    /// fails with `errno`.
+    pub fn failing(plan: &Plan, nth: usize, errno: i32) -> Bench {
+        Bench { only_failure: Some((nth, errno)), ..Bench::new(plan) }
+    }
+
+    /// How often the host was asked so far.
+    pub fn asked(&self) -> usize {
+        self.asked
     }
 
     /// The type and the status of every request that was answered with one.
@@ -129,6 +146,12 @@ impl Bench {
             (Step::Apply(change), Begun::HostIsAsked) => {
                 self.under_way = Some(change);
                 self.compare();
+                let answer = match self.only_failure {
+                    Some((nth, errno)) if nth == self.asked => HostAnswer::Failed(errno),
+                    Some(_) => HostAnswer::Applied,
+                    None => answer,
+                };
+                self.asked += 1;
                 self.finish(before, answer);
             }
             (step, begun) => panic!("{step:?} where the reference has {begun:?}"),

@@ -46,6 +46,38 @@ impl Device {
 
     /// Translates an access of `length` bytes at `iova`, piece by piece. An empty access has no pieces; one
     /// that would run past the end of the 64-bit space is a fault.
+    ///
+    /// A piece is what one mapping makes of the access. The GPA is the driver's: whether memory is there is for the
+    /// caller to see. Threads that have no hold of the device translate through [`Domain::reader`](crate::Domain::reader).
+    ///
+    /// ```
+    /// # use viommu_core::{Access, Device, DeviceConfig, EndpointId, Iova, IovaRange, Limits, NoHost, Segment};
+    /// # let config = DeviceConfig {
+    /// #     page_size_mask: 0x1000,
+    /// #     aperture: IovaRange::ALL,
+    /// #     domain_ids: 0..=u32::MAX,
+    /// #     boot_bypass: false,
+    /// #     limits: Limits::default(),
+    /// #     endpoints: vec![EndpointId(8)],
+    /// # };
+    /// let mut device = Device::new(config)?;
+    /// device.negotiate(viommu_core::Features::OFFERED.bits());
+    /// // ATTACH endpoint 8 to domain 1; MAP IOVAs 0x1000-0x1fff of domain 1 to GPA 0x5000, to be read.
+    /// let attach = [[1, 0, 0, 0], [1, 0, 0, 0], [8, 0, 0, 0], [0; 4], [0; 4]].concat();
+    /// device.handle(&attach, 4, &mut NoHost);
+    /// let words = [3, 1, 0x1000, 0, 0x1fff, 0, 0x5000, 0, 1u32];
+    /// let map: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    /// device.handle(&map, 4, &mut NoHost);
+    ///
+    /// let read = device.translate(EndpointId(8), Iova(0x1234), 16, Access::READ);
+    /// let pieces: Vec<Segment> = read.collect::<Result<_, _>>().expect("it is mapped");
+    /// assert_eq!((pieces.len(), pieces[0].gpa.0, pieces[0].length), (1, 0x5234, 16));
+    ///
+    /// let write = device.translate(EndpointId(8), Iova(0x1234), 16, Access::WRITE).next();
+    /// let fault = write.expect("a piece").expect_err("it may not write");
+    /// device.report(fault);
+    /// # Ok::<(), viommu_core::ConfigError>(())
+    /// ```
     pub fn translate(
         &self,
         endpoint: EndpointId,

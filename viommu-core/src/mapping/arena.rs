@@ -12,27 +12,55 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::IovaRange;
 
+use super::shortcuts::Shortcuts;
+
 /// The numbers of words in a chunk: a word's number is its chunk's and its place there.
 pub(super) const CHUNK_LG2: u32 = 12;
 /// Words of the largest chunk.
 pub(super) const CHUNK_WORDS_MAX: u32 = 1 << CHUNK_LG2;
+const CHUNK_MASK: u32 = CHUNK_WORDS_MAX - 1;
+/// Bytes of a chunk besides its words: its counts and its reference.
+const CHUNK_BYTES: usize = 2 * size_of::<Arc<[AtomicU64]>>();
 
 /// What was read makes no sense: it was overwritten meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Torn;
 
 /// Chunks of words. Chunks may be shorter than their numbers would allow.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Arena {
-    pub(super) chunks: Vec<Arc<[AtomicU64]>>,
+    chunks: Vec<Arc<[AtomicU64]>>,
+    pub(super) shortcuts: Shortcuts,
 }
 
 impl Arena {
+    /// No chunk yet, for a tree of `words` words.
+    pub(super) fn new(words: usize) -> Arena {
+        Arena { chunks: Vec::new(), shortcuts: Shortcuts::default().resized(words) }
+    }
+
+    /// A word by its number, and with it what was stored before it.
+    #[inline]
+    pub(super) fn load(&self, at: u32) -> Result<u64, Torn> {
+        let chunk = self.chunks.get(at.wrapping_shr(CHUNK_LG2) as usize).ok_or(Torn)?;
+        let word = chunk.get((at & CHUNK_MASK) as usize).ok_or(Torn)?;
+        Ok(word.load(Ordering::Acquire))
+    }
+
     /// The words from number `at` up to the end of its chunk.
     pub(super) fn words(&self, at: u32) -> Result<Words<'_>, Torn> {
         let chunk = self.chunks.get(at.wrapping_shr(CHUNK_LG2) as usize).ok_or(Torn)?;
-        let place = at & (CHUNK_WORDS_MAX.wrapping_sub(1));
-        chunk.get(place as usize..).map(Words).ok_or(Torn)
+        chunk.get((at & CHUNK_MASK) as usize..).map(Words).ok_or(Torn)
+    }
+
+    /// How many chunks there are.
+    pub(super) fn chunk_count(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Bytes besides the words: counts and references of chunks, and the shortcuts.
+    pub(super) fn bytes_besides_words(&self) -> usize {
+        self.chunks.len().saturating_mul(CHUNK_BYTES).saturating_add(self.shortcuts.bytes())
     }
 
     /// The same, with one more chunk of `words` words.
@@ -40,7 +68,10 @@ impl Arena {
         let mut chunks = Vec::with_capacity(self.chunks.len().saturating_add(1));
         chunks.extend_from_slice(&self.chunks);
         chunks.push((0..words).map(|_| AtomicU64::new(0)).collect());
-        Arena { chunks }
+        let capacity = chunks.iter().map(|chunk| chunk.len()).sum();
+        let is_small = self.shortcuts.is_small_for(capacity);
+        let shortcuts = if is_small { self.shortcuts.resized(capacity) } else { self.shortcuts.clone() };
+        Arena { chunks, shortcuts }
     }
 }
 

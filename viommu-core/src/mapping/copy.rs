@@ -2,12 +2,8 @@
 
 //! A tree copied to a space of its own size: what fragmentation and shrinking cost is paid back here.
 
-use core::sync::atomic::Ordering;
-
-use super::find::Entry;
 use super::node::{Holds, Node, NodeRef};
 use super::tree::{Slot, Tree};
-use super::value;
 
 impl Tree {
     /// Moves the tree. Readers that are in the old space end there; it is whole, and changes no more.
@@ -32,41 +28,26 @@ impl Tree {
     fn copied(&mut self, from: &Tree, node: NodeRef) -> NodeRef {
         match node.node() {
             Node::None => node,
-            Node::Lone(at) => {
-                let Entry { key, value } = from.lone_entry(at);
-                let value = self.copied_value(from, value);
-                self.new_lone(Entry { key, value })
-            }
-            Node::Table(table) => {
-                let (head, bitmap) = (from.head(table), from.bitmap(table));
-                let mut items = [0u64; 64];
-                for (digit, item) in items.iter_mut().enumerate() {
-                    let digit = digit as u32;
-                    if bitmap & super::node::bit(digit) == 0 {
-                        continue;
-                    }
-                    *item = match table.holds {
-                        Holds::Values => self.copied_value(from, from.value(table, bitmap, digit)),
-                        Holds::Nodes => {
-                            let child = self.copied(from, from.child(table, bitmap, digit));
-                            self.fitted(child, Some(head.level())).0.into()
-                        }
-                    };
+            Node::Lone(at) => self.new_lone(from.lone_entry(at)),
+            Node::Leaf(table) => {
+                let bitmap = from.bitmap(table);
+                let mut copy = self.new_table(Holds::Values, from.head(table), bitmap);
+                for (digit, item) in from.items(table, bitmap) {
+                    let item = self.new_item(from.item_entry(0, item));
+                    self.fill(&mut copy, [(digit, item)]);
                 }
-                self.new_table(table.holds, head, bitmap, |_, digit| {
-                    items.get(digit as usize).copied().unwrap_or(0)
-                })
+                copy.finished()
+            }
+            Node::Inner(table) => {
+                let (head, bitmap) = (from.head(table), from.bitmap(table));
+                let mut copy = self.new_table(Holds::Nodes, head, bitmap);
+                for (digit, item) in from.items(table, bitmap) {
+                    let child = self.copied(from, NodeRef(item as u32));
+                    let child = self.fitted(child, Some(head.shift()));
+                    self.fill(&mut copy, [(digit, child.0.into())]);
+                }
+                copy.finished()
             }
         }
-    }
-
-    fn copied_value(&mut self, from: &Tree, value: u64) -> u64 {
-        let Some(at) = value::rest_of_long(value) else { return value };
-        let copy = self.space.take(value::REST_WORDS, &self.shared);
-        for index in 0..value::REST_WORDS {
-            let word = from.space.words(at).load(index).unwrap_or(0);
-            self.space.words(copy).store(index, word, Ordering::Relaxed);
-        }
-        copy.into()
     }
 }

@@ -6,134 +6,133 @@
 //! from the beginning of a lookup to its end is found: nodes that left the tree keep what they held, and no other
 //! mapping can lie between it and the address. Changes nothing.
 
-use super::arena::{Arena, Torn, Words};
-use super::node::{Head, LEVELS, Node, NodeRef, Table, below, bit, digit, prefix};
+use core::cmp::Ordering;
 
-/// A mapping as the tree has it: the key of its first granule, and the packed rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub key: u64,
-    pub value: u64,
-}
+use super::arena::{Arena, Torn};
+use super::node::{ABOVE_LEAVES, DIGITS, Node, NodeRef, Table, below, bit, digit, next_lower, prefix};
+use super::value::Entry;
 
 /// The root of the tree.
+#[inline]
 pub(super) fn root(arena: &Arena) -> Result<NodeRef, Torn> {
-    arena.words(0)?.load(0).map(|root| NodeRef(root as u32))
+    arena.load(0).map(|root| NodeRef(root as u32))
 }
 
 /// The mapping of the highest key that is not above `key`.
+#[inline]
 pub(super) fn floor(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
-    // The inner nodes passed, to go back to when there is nothing at or below the key further down.
-    let mut passed = [(0u32, 0u32); LEVELS];
-    let mut depth = 0;
-    let mut at = root(arena)?;
-    let mut level = 0u32;
-    loop {
-        match at.node() {
-            Node::None => break,
-            Node::Lone(first) => {
-                let entry = lone(arena.words(first)?)?;
-                if entry.key <= key {
-                    return Ok(Some(entry));
-                }
-                break;
-            }
-            Node::Table(table) => {
-                let words = arena.words(table.at)?;
-                level = level.wrapping_sub(1);
-                if at.skips() {
-                    let head = Head(words.load(0)?);
-                    level = head.level();
-                    match head.prefix().cmp(&prefix(key, level)) {
-                        core::cmp::Ordering::Less => return last_of(arena, at).map(Some),
-                        core::cmp::Ordering::Greater => break,
-                        core::cmp::Ordering::Equal => {}
-                    }
-                }
-                if level == 0 {
-                    match in_leaf(table, words, key)? {
-                        Some(entry) => return Ok(Some(entry)),
-                        None => break,
-                    }
-                }
-                *passed.get_mut(depth).ok_or(Torn)? = (at.0, level);
-                depth = depth.wrapping_add(1);
-                at = child(table, words, digit(key, level))?;
-            }
+    if let Some(node) = arena.shortcuts.to(key) {
+        let child = Table::plain_child(node, arena, digit(key, ABOVE_LEAVES))?;
+        let found = below_inner(arena, child, key)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        let found = back(arena, key, &[node.0])?;
+        if found.is_some() {
+            return Ok(found);
         }
     }
-    for (node, level) in passed.get(..depth).ok_or(Torn)?.iter().rev() {
-        if let Some(lower) = lower_sibling(arena, NodeRef(*node), digit(key, *level))? {
-            return last_of(arena, lower).map(Some);
+    from_root(arena, key)
+}
+
+/// The mapping of the highest key in a lone node or a leaf that is not above `key`.
+#[inline]
+fn below_inner(arena: &Arena, at: NodeRef, key: u64) -> Result<Option<Entry>, Torn> {
+    match at.node() {
+        Node::Lone(first) => Ok(Some(Entry::of_lone(arena, first)?).filter(|entry| entry.key <= key)),
+        Node::Leaf(leaf) => in_leaf(arena, leaf, at.skips(), key),
+        Node::None | Node::Inner(_) => Ok(None),
+    }
+}
+
+/// The same as [`floor`], all the way.
+fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
+    // The inner nodes passed, to go back to when there is nothing at or below the key further down.
+    let mut passed = [0; DIGITS];
+    let mut depth = 0usize;
+    let mut shift = 0;
+    let mut at = root(arena)?;
+    loop {
+        while at.is_plain() {
+            *passed.get_mut(depth).ok_or(Torn)? = at.0;
+            depth = depth.wrapping_add(1);
+            shift = next_lower(shift);
+            at = Table::plain_child(at, arena, digit(key, shift))?;
+        }
+        let Node::Inner(table) = at.node() else { break };
+        shift = next_lower(shift);
+        if at.skips() {
+            let head = table.head(arena)?;
+            shift = head.shift();
+            match head.prefix().cmp(&prefix(key, shift)) {
+                Ordering::Less => return last_of(arena, at).map(Some),
+                Ordering::Greater => return back(arena, key, passed.get(..depth).ok_or(Torn)?),
+                Ordering::Equal => {}
+            }
+        }
+        *passed.get_mut(depth).ok_or(Torn)? = at.0;
+        depth = depth.wrapping_add(1);
+        at = NodeRef(table.item(arena, digit(key, shift))? as u32);
+    }
+    let found = below_inner(arena, at, key)?;
+    if found.is_some() { Ok(found) } else { back(arena, key, passed.get(..depth).ok_or(Torn)?) }
+}
+
+/// The mapping of the highest key in a leaf that is not above `key`.
+#[inline]
+fn in_leaf(arena: &Arena, leaf: Table, skips: bool, key: u64) -> Result<Option<Entry>, Torn> {
+    let mut wanted = below(digit(key, 0)) | bit(digit(key, 0));
+    let mut leaf_prefix = prefix(key, 0);
+    if skips {
+        let head = leaf.head(arena)?;
+        match head.prefix().cmp(&leaf_prefix) {
+            Ordering::Less => wanted = u64::MAX,
+            Ordering::Greater => return Ok(None),
+            Ordering::Equal => {}
+        }
+        leaf_prefix = head.prefix();
+    }
+    if leaf.is_full() && wanted != u64::MAX {
+        // Where every granule is mapped by itself, this is all.
+        let value = leaf.item_at(arena, digit(key, 0))?;
+        if value != 0 {
+            return Entry::of_item(arena, key, value).map(Some);
+        }
+    }
+    leaf.highest_item(arena, wanted)?.map(|(digit, item)| entry(arena, leaf_prefix, digit, item)).transpose()
+}
+
+fn entry(arena: &Arena, prefix: u64, digit: u32, item: u64) -> Result<Entry, Torn> {
+    if item == 0 { Err(Torn) } else { Entry::of_item(arena, prefix | u64::from(digit), item) }
+}
+
+/// The mapping of the highest key below `key`, in the children before the ones that were passed through.
+fn back(arena: &Arena, key: u64, passed: &[u32]) -> Result<Option<Entry>, Torn> {
+    for at in passed.iter().rev() {
+        let Node::Inner(table) = NodeRef(*at).node() else { return Err(Torn) };
+        let shift = table.head(arena)?.shift();
+        if let Some((_, item)) = table.highest_item(arena, below(digit(key, shift)))? {
+            return last_of(arena, NodeRef(item as u32)).map(Some);
         }
     }
     Ok(None)
 }
 
 /// The mapping of the highest key in and below a node.
-pub(super) fn last_of(arena: &Arena, mut at: NodeRef) -> Result<Entry, Torn> {
-    for _ in 0..=LEVELS {
+fn last_of(arena: &Arena, mut at: NodeRef) -> Result<Entry, Torn> {
+    for _ in 0..=DIGITS {
         match at.node() {
             Node::None => return Err(Torn),
-            Node::Lone(first) => return lone(arena.words(first)?),
-            Node::Table(table) => {
-                let words = arena.words(table.at)?;
-                let head = Head(words.load(0)?);
-                let bitmap = words.load(1)?;
-                let highest = bitmap.checked_ilog2().ok_or(Torn)?;
-                if head.level() == 0 {
-                    return leaf_entry(table, words, bitmap, highest, head.prefix());
-                }
-                at = table.child(words, bitmap, highest)?;
+            Node::Lone(first) => return Entry::of_lone(arena, first),
+            Node::Leaf(leaf) => {
+                let (digit, item) = leaf.highest_item(arena, u64::MAX)?.ok_or(Torn)?;
+                return entry(arena, leaf.head(arena)?.prefix(), digit, item);
+            }
+            Node::Inner(table) => {
+                let (_, item) = table.highest_item(arena, u64::MAX)?.ok_or(Torn)?;
+                at = NodeRef(item as u32);
             }
         }
     }
     Err(Torn)
-}
-
-/// The mapping of a lone node.
-pub(super) fn lone(words: Words<'_>) -> Result<Entry, Torn> {
-    Ok(Entry { key: words.load(0)?, value: words.load(1)? })
-}
-
-fn in_leaf(table: Table, words: Words<'_>, key: u64) -> Result<Option<Entry>, Torn> {
-    let wanted = digit(key, 0);
-    if table.full {
-        let value = table.item(words, 0, wanted)?;
-        if value != 0 {
-            return Ok(Some(Entry { key, value }));
-        }
-    }
-    let bitmap = words.load(1)?;
-    match (bitmap & (below(wanted) | bit(wanted))).checked_ilog2() {
-        Some(nearest) => leaf_entry(table, words, bitmap, nearest, prefix(key, 0)).map(Some),
-        None => Ok(None),
-    }
-}
-
-fn leaf_entry(table: Table, words: Words<'_>, bitmap: u64, digit: u32, prefix: u64) -> Result<Entry, Torn> {
-    match table.item(words, bitmap, digit)? {
-        0 => Err(Torn),
-        value => Ok(Entry { key: prefix | u64::from(digit), value }),
-    }
-}
-
-/// The child of `digit`, if there is one.
-fn child(table: Table, words: Words<'_>, digit: u32) -> Result<NodeRef, Torn> {
-    if table.full {
-        return table.child(words, 0, digit);
-    }
-    let bitmap = words.load(1)?;
-    if bitmap & bit(digit) == 0 { Ok(NodeRef::NONE) } else { table.child(words, bitmap, digit) }
-}
-
-/// The child of the highest digit below `digit`.
-fn lower_sibling(arena: &Arena, at: NodeRef, digit: u32) -> Result<Option<NodeRef>, Torn> {
-    let Node::Table(table) = at.node() else { return Err(Torn) };
-    let words = arena.words(table.at)?;
-    let bitmap = words.load(1)?;
-    match (bitmap & below(digit)).checked_ilog2() {
-        Some(lower) => table.child(words, bitmap, lower).map(Some),
-        None => Ok(None),
-    }
 }

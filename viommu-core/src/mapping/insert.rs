@@ -2,80 +2,93 @@
 
 //! A new entry's way into the tree.
 
-use super::find::Entry;
-use super::node::{Head, Holds, Node, NodeRef, bit, digit, level_of_difference, prefix};
+use super::node::{
+    ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digit, next_higher, next_lower, prefix,
+    shift_of_difference,
+};
 use super::tree::{Slot, Tree};
+use super::value::Entry;
 
 impl Tree {
     /// Adds an entry, of whose key there is none.
     pub(super) fn insert(&mut self, entry: Entry) {
+        // A shortcut leads to a node that takes children in place: where itself stands does not matter.
         let mut slot = Slot::Root;
-        let mut at = self.root();
-        let mut level = 0u32;
-        loop {
-            match at.node() {
-                Node::None => {
-                    let lone = self.new_lone(entry);
-                    return self.put(slot, lone);
-                }
-                Node::Lone(first) => {
-                    let other = self.lone_entry(first);
-                    let both = self.beside(at, other, entry);
+        let (mut at, mut shift) = match self.shortcut(entry.key) {
+            Some(node) => (node, next_higher(ABOVE_LEAVES)),
+            None => (self.root(), 0),
+        };
+        while let Node::Inner(table) = at.node() {
+            shift = next_lower(shift);
+            if at.skips() {
+                let head = self.head(table);
+                shift = head.shift();
+                if head.prefix() != prefix(entry.key, shift) {
+                    let both = self.branch(at, head.prefix(), entry);
                     return self.put(slot, both);
                 }
-                Node::Table(table) => {
-                    level = level.wrapping_sub(1);
-                    if at.skips() {
-                        let head = self.head(table);
-                        level = head.level();
-                        if head.prefix() != prefix(entry.key, level) {
-                            let both = self.branch(at, head.prefix(), entry);
-                            return self.put(slot, both);
-                        }
-                    }
-                    let digit = digit(entry.key, level);
-                    let bitmap = self.bitmap(table);
-                    if table.holds == Holds::Nodes && bitmap & bit(digit) != 0 {
-                        slot = Slot::Item(table, level, digit);
-                        at = self.child(table, bitmap, digit);
-                        continue;
-                    }
-                    let item = match table.holds {
-                        Holds::Values => entry.value,
-                        Holds::Nodes => self.new_lone(entry).0.into(),
-                    };
-                    let grown = self.grown(at, table, digit, item);
-                    if grown != at {
-                        self.put(slot, grown);
-                    }
-                    return;
-                }
             }
+            let digit = digit(entry.key, shift);
+            let child = self.child(table, digit);
+            if child == NodeRef::NONE {
+                let lone = self.new_lone(entry);
+                return self.add(slot, at, table, digit, lone.0.into());
+            }
+            slot = Slot::Item(table, digit);
+            at = child;
+        }
+        let both = match at.node() {
+            Node::None | Node::Inner(_) => self.new_lone(entry),
+            Node::Lone(first) => self.beside(at, first, entry),
+            Node::Leaf(leaf) => {
+                let head = self.head(leaf);
+                if head.prefix() == prefix(entry.key, 0) {
+                    let item = self.new_item(entry);
+                    return self.add(slot, at, leaf, digit(entry.key, 0), item);
+                }
+                self.branch(at, head.prefix(), entry)
+            }
+        };
+        self.put(slot, both);
+    }
+
+    /// One more item for a table.
+    fn add(&mut self, slot: Slot, at: NodeRef, table: Table, digit: u32, item: u64) {
+        let grown = self.grown(at, table, digit, item);
+        if grown != at {
+            self.put(slot, grown);
         }
     }
 
     /// Two entries in the place of one that was alone.
-    fn beside(&mut self, at: NodeRef, other: Entry, entry: Entry) -> NodeRef {
-        if level_of_difference(other.key, entry.key) > 0 {
+    fn beside(&mut self, at: NodeRef, first: u32, entry: Entry) -> NodeRef {
+        let other = self.lone_entry(first);
+        if shift_of_difference(other.key, entry.key) > 0 {
             return self.branch(at, other.key, entry);
         }
-        let bits = bit(digit(other.key, 0)) | bit(digit(entry.key, 0));
-        let leaf = self.new_table(Holds::Values, Head::new(prefix(entry.key, 0), 0), bits, |_, each| {
-            if each == digit(entry.key, 0) { entry.value } else { other.value }
-        });
+        let head = Head::new(prefix(entry.key, 0), 0);
+        let one = (digit(other.key, 0), self.new_item(other));
+        let two = (digit(entry.key, 0), self.new_item(entry));
+        let leaf = self.new_pair(Holds::Values, head, one, two);
         self.retire_lone(at);
         leaf
     }
 
     /// An inner node above `at`, where `key` lies, with the entry as its other child.
     fn branch(&mut self, at: NodeRef, key: u64, entry: Entry) -> NodeRef {
-        let level = level_of_difference(key, entry.key);
-        let (old, new) = (digit(key, level), digit(entry.key, level));
-        let head = Head::new(prefix(entry.key, level), level);
-        let lone = self.new_lone(entry);
-        let at = self.fitted(at, Some(level));
-        self.new_table(Holds::Nodes, head, bit(old) | bit(new), |_, each| {
-            u64::from(if each == new { lone.0 } else { at.0 })
-        })
+        let shift = shift_of_difference(key, entry.key);
+        let head = Head::new(prefix(entry.key, shift), shift);
+        let old = self.fitted(at, Some(shift));
+        let new = self.new_lone(entry);
+        let (old, new) = ((digit(key, shift), old.0.into()), (digit(entry.key, shift), new.0.into()));
+        self.new_pair(Holds::Nodes, head, old, new)
+    }
+
+    /// A table of two items, each with its digit.
+    fn new_pair(&mut self, holds: Holds, head: Head, one: (u32, u64), two: (u32, u64)) -> NodeRef {
+        let mut pair = self.new_table(holds, head, bit(one.0) | bit(two.0));
+        let (low, high) = if one.0 < two.0 { (one, two) } else { (two, one) };
+        self.fill(&mut pair, [low, high]);
+        pair.finished()
     }
 }

@@ -2,19 +2,20 @@
 
 //! All entries of a tree in order, while nothing changes it.
 
-use super::arena::{Arena, Words};
-use super::find::{self, Entry};
-use super::node::{Head, Holds, LEVELS, Node, NodeRef, Table};
+use super::arena::Arena;
+use super::find;
+use super::node::{DIGITS, Holds, Node, NodeRef, Table};
+use super::value::Entry;
 
 /// Where the iteration is in one table.
 #[derive(Clone, Copy, Debug)]
-struct Place<'a> {
+struct Place {
     table: Table,
-    words: Words<'a>,
     prefix: u64,
-    bitmap: u64,
     /// The digits that are yet to come.
     left: u64,
+    /// How many have come.
+    rank: u32,
 }
 
 /// The entries of a tree in order.
@@ -24,26 +25,24 @@ pub(super) struct Entries<'a> {
     /// The root, if it is still to come.
     next: NodeRef,
     /// From the root down.
-    places: [Option<Place<'a>>; LEVELS],
+    places: [Option<Place>; DIGITS],
     depth: usize,
 }
 
 impl<'a> Entries<'a> {
     pub(super) fn new(arena: &'a Arena) -> Entries<'a> {
         let next = find::root(arena).unwrap_or(NodeRef::NONE);
-        Entries { arena, next, places: [None; LEVELS], depth: 0 }
+        Entries { arena, next, places: [None; DIGITS], depth: 0 }
     }
 
     fn enter(&mut self, node: NodeRef) -> Option<Entry> {
         match node.node() {
             Node::None => None,
-            Node::Lone(at) => find::lone(self.arena.words(at).ok()?).ok(),
-            Node::Table(table) => {
-                let words = self.arena.words(table.at).ok()?;
-                let bitmap = words.load(1).ok()?;
-                let prefix = Head(words.load(0).ok()?).prefix();
-                *self.places.get_mut(self.depth)? =
-                    Some(Place { table, words, prefix, bitmap, left: bitmap });
+            Node::Lone(at) => Entry::of_lone(self.arena, at).ok(),
+            Node::Leaf(table) | Node::Inner(table) => {
+                let prefix = table.head(self.arena).ok()?.prefix();
+                let left = table.bitmap(self.arena).ok()?;
+                *self.places.get_mut(self.depth)? = Some(Place { table, prefix, left, rank: 0 });
                 self.depth = self.depth.wrapping_add(1);
                 None
             }
@@ -67,9 +66,11 @@ impl Iterator for Entries<'_> {
             }
             let digit = place.left.trailing_zeros();
             place.left &= place.left.wrapping_sub(1);
-            let item = place.table.item(place.words, place.bitmap, digit).ok()?;
-            if place.table.holds == Holds::Values {
-                return Some(Entry { key: place.prefix | u64::from(digit), value: item });
+            let at = if place.table.is_full() { digit } else { place.rank };
+            let item = place.table.item_at(self.arena, at).ok()?;
+            place.rank = place.rank.wrapping_add(1);
+            if place.table.holds() == Holds::Values {
+                return Entry::of_item(self.arena, place.prefix | u64::from(digit), item).ok();
             }
             if let Some(entry) = self.enter(NodeRef(item as u32)) {
                 return Some(entry);

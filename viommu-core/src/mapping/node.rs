@@ -2,64 +2,85 @@
 
 //! How the tree lies in words: references, nodes, keys.
 //!
-//! A key is an IOVA in granules, of at most 52 bits, and the tree is a radix tree over its 6-bit digits;
-//! digit 0 is the lowest. A **lone** node is one mapping. A **leaf** holds mappings whose keys differ in
-//! digit 0 only, an **inner** node holds nodes whose keys differ in the digit of its level and below.
+//! A key is an IOVA in granules, of at most 52 bits, and the tree is a radix tree over its 6-bit digits. A **lone**
+//! node is one mapping. A **leaf** holds mappings whose keys differ in the lowest digit only, an **inner** node holds
+//! nodes whose keys differ in one digit, which all share what is above, and in those below it.
 //!
 //! | node  | words                                                                          |
 //! |-------|--------------------------------------------------------------------------------|
-//! | lone  | key, value                                                                     |
-//! | leaf  | head, bitmap, one value an item                                                |
+//! | lone  | the key and the words of a mapping                                             |
+//! | leaf  | head, bitmap, one word an item: a short mapping, or where the words of a long one are |
 //! | inner | head, bitmap, half a word an item: the reference of a node                     |
 //!
-//! The head is the part of the key that all items share, with the level above it. The bitmap says which of the
-//! 64 digits have an item. A **full** leaf or inner node has a place for every digit, zero where there is no item;
-//! a **packed** one has only the items, in order. Only full nodes take or lose an item in place. An inner node's
-//! items may be replaced in place; everything else of a node never changes while the node is in the tree.
+//! The head is the part of the key that all items share, and where the digit is in which they differ. The bitmap
+//! says which of the 64 digits have an item. A **full** leaf or inner node has a place for every digit, zero where
+//! there is no item; a **packed** one has only the items, in order. Only full nodes take or lose an item in
+//! place. An inner node's items may be replaced in place; everything else of a node never changes while the node is
+//! in the tree.
 
 use core::sync::atomic::Ordering;
 
-use super::arena::{Torn, Words};
+use super::arena::{Arena, Torn, Words};
 
 /// Bits of a digit.
 const DIGIT_BITS: u32 = 6;
 /// Bits of a key.
 pub(super) const KEY_BITS: u32 = 52;
-/// More levels than a tree can have.
-pub(super) const LEVELS: usize = 9;
+/// Digits of a key: a way down passes no more nodes.
+pub(super) const DIGITS: usize = 9;
+/// Where the digit of an inner node just above leaves begins.
+pub(super) const ABOVE_LEAVES: u32 = DIGIT_BITS;
 /// Words before the items.
 const ITEMS: u32 = 2;
 /// Words of the largest node.
 pub(super) const NODE_WORDS_MAX: u32 = ITEMS + 64;
-/// Words of a lone node.
-pub(super) const LONE_WORDS: u32 = 2;
+/// The bits of half a word.
+const HALF: u64 = u32::MAX as u64;
 
-/// The digit of `key` at `level`.
-pub(super) fn digit(key: u64, level: u32) -> u32 {
-    (key.wrapping_shr(level.wrapping_mul(DIGIT_BITS)) & 63) as u32
+/// The digit of `key` that begins at bit `shift`.
+#[inline]
+pub(super) fn digit(key: u64, shift: u32) -> u32 {
+    (key.wrapping_shr(shift) & 63) as u32
 }
 
-/// The part of `key` above the digit at `level`.
-pub(super) fn prefix(key: u64, level: u32) -> u64 {
-    key & !below_prefix(level)
+/// The part of `key` above the digit at `shift`.
+#[inline]
+pub(super) fn prefix(key: u64, shift: u32) -> u64 {
+    key & !below_prefix(shift)
 }
 
-/// The bits of a key up to the digit at `level`.
-pub(super) fn below_prefix(level: u32) -> u64 {
-    1u64.wrapping_shl(level.wrapping_add(1).wrapping_mul(DIGIT_BITS)).wrapping_sub(1)
+/// The bits of a key up to the digit at `shift`.
+#[inline]
+pub(super) fn below_prefix(shift: u32) -> u64 {
+    1u64.wrapping_shl(shift.wrapping_add(DIGIT_BITS)).wrapping_sub(1)
 }
 
-/// The level at which two keys begin to differ. They are not equal.
-pub(super) fn level_of_difference(one: u64, other: u64) -> u32 {
-    (one ^ other).checked_ilog2().unwrap_or(0).wrapping_div(DIGIT_BITS)
+/// The bit at which the highest digit begins in which two keys differ. They are not equal.
+pub(super) fn shift_of_difference(one: u64, other: u64) -> u32 {
+    let bit = (one ^ other).checked_ilog2().unwrap_or(0);
+    bit.wrapping_sub(bit.wrapping_rem(DIGIT_BITS))
+}
+
+/// The bit at which the next lower digit begins.
+#[inline]
+pub(super) fn next_lower(shift: u32) -> u32 {
+    shift.wrapping_sub(DIGIT_BITS)
+}
+
+/// The bit at which the next higher digit begins.
+#[inline]
+pub(super) fn next_higher(shift: u32) -> u32 {
+    shift.wrapping_add(DIGIT_BITS)
 }
 
 /// The bit of a digit in a bitmap.
+#[inline]
 pub(super) fn bit(digit: u32) -> u64 {
     1u64.wrapping_shl(digit)
 }
 
 /// The bits of all lower digits.
+#[inline]
 pub(super) fn below(digit: u32) -> u64 {
     bit(digit).wrapping_sub(1)
 }
@@ -73,25 +94,9 @@ pub(super) fn digits(mut bitmap: u64) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Whether a table holds values or nodes.
+/// A node as its parent, or the root, refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Holds {
-    /// A leaf: mappings.
-    Values,
-    /// An inner node: nodes.
-    Nodes,
-}
-
-/// A leaf or an inner node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Table {
-    /// Its first word.
-    pub at: u32,
-    /// Leaf or inner.
-    pub holds: Holds,
-    /// Full or packed.
-    pub full: bool,
-}
+pub(super) struct NodeRef(pub u32);
 
 /// What a reference leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,19 +105,17 @@ pub(super) enum Node {
     None,
     /// One mapping, from this word.
     Lone(u32),
-    /// More than one.
-    Table(Table),
+    /// A leaf.
+    Leaf(Table),
+    /// An inner node.
+    Inner(Table),
 }
 
-/// A node as its parent, or the root, holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NodeRef(pub u32);
-
 const AT_MASK: u32 = (1 << 28) - 1;
+const FULL: u32 = 1 << 28;
 const LONE: u32 = 1 << 28;
-const TABLE: u32 = 1 << 29;
-const INNER: u32 = 1 << 28;
-const FULL: u32 = 1 << 30;
+const LEAF: u32 = 1 << 29;
+const INNER: u32 = 1 << 30;
 const SKIPS: u32 = 1 << 31;
 
 impl NodeRef {
@@ -122,24 +125,38 @@ impl NodeRef {
         NodeRef(LONE | at)
     }
 
-    /// `skips`: the level of the table is not the one next below its parent's, or it has no parent.
-    pub(super) fn table(table: Table, skips: bool) -> NodeRef {
-        let inner = if table.holds == Holds::Nodes { INNER } else { 0 };
-        let full = if table.full { FULL } else { 0 };
-        let skips = if skips { SKIPS } else { 0 };
-        NodeRef(TABLE | inner | full | skips | table.at)
+    /// A full inner node next below its parent.
+    #[inline]
+    pub(super) fn plain(at: u32) -> NodeRef {
+        NodeRef(INNER | FULL | at & AT_MASK)
     }
 
+    /// The first word of a node.
+    #[inline]
+    pub(super) fn at(self) -> u32 {
+        self.0 & AT_MASK
+    }
+
+    /// What it leads to.
+    #[inline]
     pub(super) fn node(self) -> Node {
-        let at = self.0 & AT_MASK;
-        if self.0 & TABLE != 0 {
-            let holds = if self.0 & INNER != 0 { Holds::Nodes } else { Holds::Values };
-            return Node::Table(Table { at, holds, full: self.0 & FULL != 0 });
+        match self.0 & (INNER | LEAF) {
+            0 if self.0 & LONE != 0 => Node::Lone(self.0 & AT_MASK),
+            0 => Node::None,
+            LEAF => Node::Leaf(Table(self.0)),
+            _ => Node::Inner(Table(self.0)),
         }
-        if self.0 & LONE != 0 { Node::Lone(at) } else { Node::None }
     }
 
-    /// Whether its head has to be compared with the key.
+    /// Whether it is an inner node with a place for every digit, next below its parent: where many are mapped,
+    /// most nodes on the way down are.
+    #[inline]
+    pub(super) fn is_plain(self) -> bool {
+        self.0 & !AT_MASK == INNER | FULL
+    }
+
+    /// Whether its head has to be compared with the key: digits are left out between it and its parent.
+    #[inline]
     pub(super) fn skips(self) -> bool {
         self.0 & SKIPS != 0
     }
@@ -150,80 +167,181 @@ impl NodeRef {
 pub(super) struct Head(pub u64);
 
 impl Head {
-    pub(super) fn new(prefix: u64, level: u32) -> Head {
-        Head(prefix | u64::from(level).wrapping_shl(KEY_BITS))
+    pub(super) fn new(prefix: u64, shift: u32) -> Head {
+        Head(prefix | u64::from(shift).wrapping_shl(KEY_BITS))
     }
 
+    /// What the keys of all items begin with.
+    #[inline]
     pub(super) fn prefix(self) -> u64 {
         self.0 & 1u64.wrapping_shl(KEY_BITS).wrapping_sub(1)
     }
 
-    pub(super) fn level(self) -> u32 {
+    /// Where the digit begins in which the keys of the items differ.
+    #[inline]
+    pub(super) fn shift(self) -> u32 {
         self.0.wrapping_shr(KEY_BITS) as u32
     }
 }
 
+/// A leaf or an inner node, by its reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Table(u32);
+
+/// Whether a table holds values or nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// A leaf: values.
+    Values,
+    /// An inner node: references.
+    Nodes,
+}
+
 impl Table {
-    /// The shape in which a table of `count` items is made.
+    /// The shape in which a table of `count` items is made; it has no place yet.
     pub(super) fn shape(holds: Holds, count: u32) -> Table {
         // From here on a full one is not much larger, and takes an item in place.
-        let full_from = match holds {
-            Holds::Values => 44,
-            Holds::Nodes => 32,
+        let (kind, full_from) = match holds {
+            Holds::Values => (LEAF, 24),
+            Holds::Nodes => (INNER, 24),
         };
-        Table { at: 0, holds, full: count >= full_from }
+        Table(if count >= full_from { kind | FULL } else { kind })
+    }
+
+    /// The same table from word `at` on.
+    pub(super) fn placed(self, at: u32) -> Table {
+        Table(self.0 & !AT_MASK | at)
+    }
+
+    pub(super) fn reference(self, skips: bool) -> NodeRef {
+        NodeRef(self.0 & !SKIPS | if skips { SKIPS } else { 0 })
+    }
+
+    /// Its first word.
+    #[inline]
+    pub(super) fn at(self) -> u32 {
+        self.0 & AT_MASK
+    }
+
+    #[inline]
+    pub(super) fn holds(self) -> Holds {
+        if self.0 & INNER != 0 { Holds::Nodes } else { Holds::Values }
+    }
+
+    #[inline]
+    pub(super) fn is_full(self) -> bool {
+        self.0 & FULL != 0
     }
 
     /// Whether a full table of so few items is to be packed. Well below where it was made full, lest one
     /// item that comes and goes have it copied each time.
     pub(super) fn is_too_empty(self, count: u32) -> bool {
-        match self.holds {
-            Holds::Values => count < 28,
-            Holds::Nodes => count < 20,
+        match self.holds() {
+            Holds::Values => count < 14,
+            Holds::Nodes => count < 16,
         }
     }
 
     /// Words of the table with `count` items.
     pub(super) fn words(self, count: u32) -> u32 {
-        let places = if self.full { 64 } else { count };
-        ITEMS.wrapping_add(match self.holds {
+        let places = if self.is_full() { 64 } else { count };
+        ITEMS.wrapping_add(match self.holds() {
             Holds::Values => places,
             Holds::Nodes => places.div_ceil(2),
         })
     }
 
-    /// The item of `digit`, which the bitmap has; 0 when it went meanwhile.
-    pub(super) fn item(self, words: Words<'_>, bitmap: u64, digit: u32) -> Result<u64, Torn> {
-        let place = self.place(bitmap, digit);
-        match self.holds {
-            Holds::Values => words.load(ITEMS.wrapping_add(place)),
+    #[inline]
+    pub(super) fn head(self, arena: &Arena) -> Result<Head, Torn> {
+        arena.load(self.at()).map(Head)
+    }
+
+    #[inline]
+    pub(super) fn bitmap(self, arena: &Arena) -> Result<u64, Torn> {
+        arena.load(self.at().wrapping_add(1))
+    }
+
+    /// The item of `digit`, or 0.
+    #[inline]
+    pub(super) fn item(self, arena: &Arena, digit: u32) -> Result<u64, Torn> {
+        if self.is_full() {
+            return self.item_at(arena, digit);
+        }
+        let bitmap = self.bitmap(arena)?;
+        if bitmap & bit(digit) == 0 {
+            return Ok(0);
+        }
+        self.item_at(arena, self.place(bitmap, digit))
+    }
+
+    /// The node of `digit` below a plain one.
+    #[inline]
+    pub(super) fn plain_child(node: NodeRef, arena: &Arena, digit: u32) -> Result<NodeRef, Torn> {
+        let at = (node.0 & AT_MASK).wrapping_add(ITEMS).wrapping_add(digit / 2);
+        let pair = arena.load(at)?;
+        Ok(NodeRef(pair.wrapping_shr((digit & 1).wrapping_mul(32)) as u32))
+    }
+
+    /// The item of the highest digit in `wanted` that there is: the digit and the item. The item is 0 when it
+    /// went meanwhile.
+    pub(super) fn highest_item(self, arena: &Arena, wanted: u64) -> Result<Option<(u32, u64)>, Torn> {
+        let bitmap = self.bitmap(arena)?;
+        let Some(digit) = (bitmap & wanted).checked_ilog2() else {
+            return Ok(None);
+        };
+        Ok(Some((digit, self.item_at(arena, self.place(bitmap, digit))?)))
+    }
+
+    /// The items in order, each with its digit, of a table at the beginning of `words`.
+    pub(super) fn items(self, words: Words<'_>, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
+        (0u32..).zip(digits(bitmap)).map(move |(rank, digit)| {
+            let place = if self.is_full() { digit } else { rank };
+            let item = match self.holds() {
+                Holds::Values => words.load(ITEMS.wrapping_add(place)).unwrap_or(0),
+                Holds::Nodes => {
+                    let pair = words.load(ITEMS.wrapping_add(place / 2)).unwrap_or(0);
+                    pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF
+                }
+            };
+            (digit, item)
+        })
+    }
+
+    /// The item at a place, which is its digit in a full table and its rank in a packed one.
+    #[inline]
+    pub(super) fn item_at(self, arena: &Arena, place: u32) -> Result<u64, Torn> {
+        let items = self.at().wrapping_add(ITEMS);
+        match self.holds() {
+            Holds::Values => arena.load(items.wrapping_add(place)),
             Holds::Nodes => {
-                let pair = words.load(ITEMS.wrapping_add(place / 2))?;
-                Ok(pair.wrapping_shr((place & 1).wrapping_mul(32)) & u64::from(u32::MAX))
+                let pair = arena.load(items.wrapping_add(place / 2))?;
+                Ok(pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF)
             }
         }
     }
 
-    /// The node of `digit`, which the bitmap has.
-    pub(super) fn child(self, words: Words<'_>, bitmap: u64, digit: u32) -> Result<NodeRef, Torn> {
-        self.item(words, bitmap, digit).map(|item| NodeRef(item as u32))
+    /// Replaces the item of `digit`, which the bitmap has.
+    pub(super) fn set_item(self, words: Words<'_>, bitmap: u64, digit: u32, item: u64) {
+        self.set_item_at(words, self.place(bitmap, digit), item, Ordering::Release);
     }
 
-    /// Replaces the item of `digit`. For the one writer: the other half of the word is read and written back.
-    pub(super) fn set_item(self, words: Words<'_>, bitmap: u64, digit: u32, item: u64) {
-        let place = self.place(bitmap, digit);
-        match self.holds {
-            Holds::Values => words.store(ITEMS.wrapping_add(place), item, Ordering::Release),
+    /// Replaces the item at a place. For the one writer: the other half of the word is read and written back.
+    #[inline]
+    pub(super) fn set_item_at(self, words: Words<'_>, place: u32, item: u64, order: Ordering) {
+        match self.holds() {
+            Holds::Values => words.store(ITEMS.wrapping_add(place), item, order),
             Holds::Nodes => {
                 let at = ITEMS.wrapping_add(place / 2);
                 let shift = (place & 1).wrapping_mul(32);
-                let others = words.load(at).unwrap_or(0) & !u64::from(u32::MAX).wrapping_shl(shift);
-                words.store(at, others | item.wrapping_shl(shift), Ordering::Release);
+                let other = words.load(at).unwrap_or(0) & !HALF.wrapping_shl(shift);
+                words.store(at, other | item.wrapping_shl(shift), order);
             }
         }
     }
 
+    /// Where the item of `digit` is, which the bitmap has.
+    #[inline]
     fn place(self, bitmap: u64, digit: u32) -> u32 {
-        if self.full { digit } else { (bitmap & below(digit)).count_ones() }
+        if self.is_full() { digit } else { (bitmap & below(digit)).count_ones() }
     }
 }

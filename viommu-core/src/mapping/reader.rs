@@ -8,7 +8,7 @@ use crate::{Granule, Mapping};
 
 use super::Mappings;
 use super::arena::{Arena, Shared, Torn};
-use super::{find, value};
+use super::find;
 
 /// Finds mappings of one domain from any thread, while another maps and unmaps. Each thread has a clone.
 ///
@@ -42,12 +42,13 @@ impl Reader {
     /// The mapping that holds `iova`.
     pub fn find(&mut self, iova: u64) -> Option<Mapping> {
         loop {
+            // In this order: what left the tree before this epoch is not in the arena that is then found.
+            let epoch = self.shared.epoch();
             let generation = self.shared.generation();
             if generation != self.generation {
                 self.arena = self.shared.arena();
                 self.generation = generation;
             }
-            let epoch = self.shared.epoch();
             let found = self.look(iova);
             if let (Ok(mapping), true) = (found, self.shared.is_sound_since(epoch)) {
                 return mapping.filter(|_| !self.shared.closed().contains(iova));
@@ -60,7 +61,7 @@ impl Reader {
         let Some(entry) = find::floor(&self.arena, self.granule.number_of(iova))? else {
             return Ok(None);
         };
-        let mapping = value::unpacked(&self.arena, self.granule, entry)?;
+        let mapping = entry.unpacked(self.granule)?;
         Ok(Some(mapping).filter(|mapping| mapping.range.contains(iova)))
     }
 }

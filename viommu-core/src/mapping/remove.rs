@@ -2,10 +2,11 @@
 
 //! The way of entries out of the tree: any number in one range.
 
-use super::find::Entry;
-use super::node::{Holds, LONE_WORDS, Node, NodeRef, Table, below, below_prefix, bit, digit, digits};
+use super::node::{
+    ABOVE_LEAVES, Head, Node, NodeRef, Table, below, below_prefix, bit, digit, digits, next_higher,
+    next_lower, prefix,
+};
 use super::tree::{Slot, Tree};
-use super::value;
 
 /// Keys `first..=last`.
 #[derive(Clone, Copy, Debug)]
@@ -17,12 +18,54 @@ pub(super) struct Keys {
 impl Tree {
     /// Removes the entries whose keys are among `keys`; says how many.
     pub(super) fn remove(&mut self, keys: Keys) -> usize {
-        let root = self.root();
-        let (left, removed) = self.without(root, keys);
-        if left != root {
-            self.put(Slot::Root, left);
+        let mut slot = Slot::Root;
+        // The inner node of `slot`, and where itself stands.
+        let mut parent = None;
+        let (mut at, mut shift) = match self.lasting_shortcut(keys) {
+            Some(node) => (node, next_higher(ABOVE_LEAVES)),
+            None => (self.root(), 0),
+        };
+        // Down as long as all the keys are on the same way.
+        while let Node::Inner(table) = at.node() {
+            shift = next_lower(shift);
+            if at.skips() {
+                let head = self.head(table);
+                shift = head.shift();
+                if prefix(keys.first, shift) != head.prefix() || prefix(keys.last, shift) != head.prefix() {
+                    break;
+                }
+            }
+            if digit(keys.first, shift) != digit(keys.last, shift) {
+                break;
+            }
+            parent = Some((slot, at, table));
+            slot = Slot::Item(table, digit(keys.first, shift));
+            at = self.child(table, digit(keys.first, shift));
+        }
+        let (left, removed) = self.without(at, keys);
+        match (parent, slot) {
+            _ if left == at => {}
+            (Some((above, node, table)), Slot::Item(_, digit)) if left == NodeRef::NONE => {
+                // The parent has other children, and so does not end.
+                let smaller = self.shrink(node, table, self.bitmap(table) & !bit(digit));
+                if smaller != node {
+                    self.put(above, smaller);
+                }
+            }
+            _ => self.put(slot, left),
         }
         removed
+    }
+
+    /// A shortcut to an inner node that has all of the keys under one child and stays in its place without it.
+    fn lasting_shortcut(&self, keys: Keys) -> Option<NodeRef> {
+        if prefix(keys.first, 0) != prefix(keys.last, 0) {
+            return None;
+        }
+        let node = self.shortcut(keys.first)?;
+        let Node::Inner(table) = node.node() else { return None };
+        let left = self.bitmap(table).count_ones().wrapping_sub(1);
+        (!table.is_too_empty(left)).then_some(node)
     }
 
     /// The node without the entries of `keys`, [`NodeRef::NONE`] when none is left, and how many went. The
@@ -31,73 +74,51 @@ impl Tree {
         match node.node() {
             Node::None => (node, 0),
             Node::Lone(at) => {
-                let Entry { key, value } = self.lone_entry(at);
+                let key = self.lone_entry(at).key;
                 if key < keys.first || keys.last < key {
                     return (node, 0);
                 }
-                self.retire_value(value);
                 self.retire_lone(node);
                 (NodeRef::NONE, 1)
             }
-            Node::Table(table) => {
-                let affected = self.digits_among(table, keys) & self.bitmap(table);
-                match table.holds {
-                    Holds::Values => self.leaf_without(node, table, affected),
-                    Holds::Nodes => self.inner_without(node, table, affected, keys),
+            Node::Leaf(leaf) => {
+                let bitmap = self.bitmap(leaf);
+                let affected = digits_among(self.head(leaf), keys) & bitmap;
+                for digit in digits(affected) {
+                    self.retire_item(self.item(leaf, digit));
                 }
+                (self.shrink(node, leaf, bitmap & !affected), affected.count_ones() as usize)
             }
+            Node::Inner(table) => self.inner_without(node, table, keys),
         }
     }
 
-    fn leaf_without(&mut self, node: NodeRef, table: Table, affected: u64) -> (NodeRef, usize) {
+    fn inner_without(&mut self, node: NodeRef, table: Table, keys: Keys) -> (NodeRef, usize) {
         let bitmap = self.bitmap(table);
-        for digit in digits(affected) {
-            let value = self.value(table, bitmap, digit);
-            self.retire_value(value);
-        }
-        (self.shrink(node, table, bitmap & !affected), affected.count_ones() as usize)
-    }
-
-    fn inner_without(&mut self, node: NodeRef, table: Table, affected: u64, keys: Keys) -> (NodeRef, usize) {
-        let bitmap = self.bitmap(table);
-        let level = self.head(table).level();
         let mut left = bitmap;
         let mut removed = 0usize;
-        for digit in digits(affected) {
-            let child = self.child(table, bitmap, digit);
+        for digit in digits(digits_among(self.head(table), keys) & bitmap) {
+            let child = self.child(table, digit);
             let (smaller, count) = self.without(child, keys);
             removed = removed.saturating_add(count);
             if smaller == NodeRef::NONE {
                 left &= !bit(digit);
             } else if smaller != child {
-                self.put(Slot::Item(table, level, digit), smaller);
+                self.put(Slot::Item(table, digit), smaller);
             }
         }
         (self.shrink(node, table, left), removed)
     }
+}
 
-    /// The digits under which the table can have any of `keys`.
-    fn digits_among(&self, table: Table, keys: Keys) -> u64 {
-        let head = self.head(table);
-        let (level, lowest) = (head.level(), head.prefix());
-        let highest = lowest | below_prefix(level);
-        if keys.last < lowest || highest < keys.first {
-            return 0;
-        }
-        let from = digit(keys.first.max(lowest), level);
-        let to = digit(keys.last.min(highest), level);
-        (below(to) | bit(to)) & !below(from)
+/// The digits under which a table can have any of `keys`.
+fn digits_among(head: Head, keys: Keys) -> u64 {
+    let (shift, lowest) = (head.shift(), head.prefix());
+    let highest = lowest | below_prefix(shift);
+    if keys.last < lowest || highest < keys.first {
+        return 0;
     }
-
-    pub(super) fn retire_lone(&mut self, node: NodeRef) {
-        if let Node::Lone(at) = node.node() {
-            self.space.retire(at, LONE_WORDS);
-        }
-    }
-
-    fn retire_value(&mut self, value: u64) {
-        if let Some(at) = value::rest_of_long(value) {
-            self.space.retire(at, value::REST_WORDS);
-        }
-    }
+    let from = digit(keys.first.max(lowest), shift);
+    let to = digit(keys.last.min(highest), shift);
+    (below(to) | bit(to)) & !below(from)
 }

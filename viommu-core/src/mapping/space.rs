@@ -9,7 +9,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, CHUNK_LG2, CHUNK_WORDS_MAX, Shared, Words};
 use super::node::NODE_WORDS_MAX;
@@ -18,8 +18,8 @@ use super::node::NODE_WORDS_MAX;
 const ROOT_WORDS: u32 = 1;
 /// Words of the first chunk.
 const FIRST_CHUNK_WORDS: u32 = 16;
-/// The most words that one insertion adds: a larger table, a lone node, the rest of a long mapping.
-pub(super) const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 4;
+/// The most words that one insertion adds: a larger table, a lone node, a long mapping.
+pub(super) const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 5;
 /// Bytes that even a small tree may come to hold.
 const BYTES_AT_LEAST: usize = 2560;
 /// Retired blocks after which the epoch takes a step.
@@ -27,9 +27,6 @@ const FRESH_MAX: usize = 128;
 /// Retired blocks that are remembered one by one; those of a removal that retires more are lost until the tree
 /// is copied.
 const RETIRED_MAX: usize = 2 * FRESH_MAX;
-
-/// Bytes of a chunk besides its words: its counts and its reference.
-const CHUNK_BYTES: usize = 2 * size_of::<Arc<[AtomicU64]>>();
 
 /// Words in a row: the first and how many.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +49,8 @@ pub(super) struct Space {
     free: Vec<u32>,
     /// One bit for each size that has a free block.
     free_sizes: u128,
+    /// Whether anything was retired since the last change ended.
+    has_retired: bool,
     /// Retired since the last step of the epoch.
     fresh: Vec<Block>,
     fresh_words: usize,
@@ -65,12 +64,13 @@ impl Space {
         let first = u32::try_from(words).unwrap_or(u32::MAX).saturating_add(ROOT_WORDS);
         let first = first.clamp(FIRST_CHUNK_WORDS, CHUNK_WORDS_MAX);
         Space {
-            arena: Arc::new(Arena::default().with_chunk(first)),
+            arena: Arc::new(Arena::new(words).with_chunk(first)),
             capacity: first as usize,
             live: ROOT_WORDS as usize,
             unused: Block { at: ROOT_WORDS, words: first.saturating_sub(ROOT_WORDS) },
             free: Vec::new(),
             free_sizes: 0,
+            has_retired: false,
             fresh: Vec::new(),
             fresh_words: 0,
             aging: Vec::new(),
@@ -93,7 +93,7 @@ impl Space {
 
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
-        let chunks = self.arena.chunks.len().saturating_mul(CHUNK_BYTES);
+        let chunks = self.arena.bytes_besides_words();
         let blocks = self.fresh.capacity().saturating_add(self.aging.capacity());
         self.capacity
             .saturating_mul(size_of::<u64>())
@@ -106,13 +106,6 @@ impl Space {
     /// the last chunk, and the lists.
     pub(super) const fn bytes_max(live: usize) -> usize {
         live.saturating_mul(11).saturating_add(BYTES_AT_LEAST)
-    }
-
-    /// Whether so much is lost or waits that the tree should be copied to a space of its own size.
-    pub(super) fn is_wasteful(&self) -> bool {
-        let used = self.capacity.saturating_sub(self.unused.words as usize);
-        let wasted = used.saturating_sub(self.live);
-        wasted > (self.live / 8).saturating_add(96)
     }
 
     /// The first of `words` words, at least 2, with any content.
@@ -128,19 +121,29 @@ impl Space {
     /// Takes back the words of a node that left the tree, or is about to.
     pub(super) fn retire(&mut self, at: u32, words: u32) {
         self.live = self.live.saturating_sub(words as usize);
+        self.has_retired = true;
         if self.fresh.len() < RETIRED_MAX {
             self.fresh.push(Block { at, words });
             self.fresh_words = self.fresh_words.saturating_add(words as usize);
         }
     }
 
-    /// Ends a change of the tree: nothing that was retired can be reached from its root.
-    pub(super) fn settle(&mut self, shared: &Shared) {
-        // Few steps, lest they overtake a lookup; yet not so few that what waits is much.
-        let few = self.fresh_words <= (self.live / 64).saturating_add(32);
-        if few && self.fresh.len() < FRESH_MAX {
-            return;
+    /// Ends a change of the tree: nothing that was retired can be reached from its root. Says whether so much is lost
+    /// or waits that the tree should be copied to a space of its own size.
+    pub(super) fn settle(&mut self, shared: &Shared) -> bool {
+        if !core::mem::take(&mut self.has_retired) {
+            return false;
         }
+        // Few steps, lest they overtake a lookup; yet not so few that what waits is much.
+        if self.fresh_words > (self.live / 64).saturating_add(32) || self.fresh.len() >= FRESH_MAX {
+            self.advance(shared);
+        }
+        let used = self.capacity.saturating_sub(self.unused.words as usize);
+        let wasted = used.saturating_sub(self.live);
+        wasted > (self.live / 8).saturating_add(96)
+    }
+
+    fn advance(&mut self, shared: &Shared) {
         shared.advance();
         let aged = core::mem::take(&mut self.aging);
         for block in &aged {
@@ -197,7 +200,7 @@ impl Space {
         let rest = core::mem::replace(&mut self.unused, Block { at: 0, words: 0 });
         self.set_free(rest);
         let chunk = self.next_chunk_words(words);
-        let number = self.arena.chunks.len() as u32;
+        let number = self.arena.chunk_count() as u32;
         self.arena = Arc::new(self.arena.with_chunk(chunk));
         self.capacity = self.capacity.saturating_add(chunk as usize);
         self.unused = Block { at: number.wrapping_shl(CHUNK_LG2), words: chunk };

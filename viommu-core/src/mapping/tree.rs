@@ -8,10 +8,14 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use super::arena::{Shared, Words};
-use super::find::{self, Entry};
-use super::node::{Head, Holds, LONE_WORDS, Node, NodeRef, Table, bit, digits};
+use super::arena::{Arena, Shared, Words};
+use super::find;
+use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, below, bit, digits, next_lower};
 use super::space::Space;
+use super::value::{Entry, LONG_WORDS, is_long};
+
+/// For what the writer never meets.
+const NO_ENTRY: Entry = Entry { key: 0, word: 0, more: 0 };
 
 /// A tree of entries.
 #[derive(Debug)]
@@ -25,8 +29,8 @@ pub(super) struct Tree {
 pub(super) enum Slot {
     /// At the root.
     Root,
-    /// In the table, whose level is this, at the digit.
-    Item(Table, u32, u32),
+    /// In an inner node, as the item of a digit.
+    Item(Table, u32),
 }
 
 impl Tree {
@@ -37,15 +41,9 @@ impl Tree {
         Tree { space, shared }
     }
 
-    pub(super) fn root(&self) -> NodeRef {
-        // The writer reads what it wrote: nothing is ever torn for it.
-        find::root(self.space.arena()).unwrap_or(NodeRef::NONE)
-    }
-
     /// Ends a change: what waits may become free, and a tree in a space too large for it is copied.
     pub(super) fn settle(&mut self) {
-        self.space.settle(&self.shared);
-        if self.space.is_wasteful() {
+        if self.space.settle(&self.shared) {
             self.copy_to_own_size();
         }
     }
@@ -55,28 +53,45 @@ impl Tree {
         self.space.words(0).store(0, 0, Ordering::Release);
     }
 
-    pub(super) fn words(&self, table: Table) -> Words<'_> {
-        self.space.words(table.at)
+    // The writer reads what it wrote: nothing is ever torn for it.
+
+    pub(super) fn root(&self) -> NodeRef {
+        find::root(self.arena()).unwrap_or(NodeRef::NONE)
     }
 
     pub(super) fn head(&self, table: Table) -> Head {
-        Head(self.words(table).load(0).unwrap_or(0))
+        table.head(self.arena()).unwrap_or(Head(0))
     }
 
     pub(super) fn bitmap(&self, table: Table) -> u64 {
-        self.words(table).load(1).unwrap_or(0)
+        table.bitmap(self.arena()).unwrap_or(0)
     }
 
-    pub(super) fn child(&self, table: Table, bitmap: u64, digit: u32) -> NodeRef {
-        table.child(self.words(table), bitmap, digit).unwrap_or(NodeRef::NONE)
+    /// The item of `digit`, or 0.
+    pub(super) fn item(&self, table: Table, digit: u32) -> u64 {
+        table.item(self.arena(), digit).unwrap_or(0)
     }
 
-    pub(super) fn value(&self, table: Table, bitmap: u64, digit: u32) -> u64 {
-        table.item(self.words(table), bitmap, digit).unwrap_or(0)
+    pub(super) fn child(&self, table: Table, digit: u32) -> NodeRef {
+        NodeRef(self.item(table, digit) as u32)
     }
 
     pub(super) fn lone_entry(&self, at: u32) -> Entry {
-        find::lone(self.space.words(at)).unwrap_or(Entry { key: 0, value: 0 })
+        Entry::of_lone(self.arena(), at).unwrap_or(NO_ENTRY)
+    }
+
+    pub(super) fn item_entry(&self, key: u64, item: u64) -> Entry {
+        Entry::of_item(self.arena(), key, item).unwrap_or(NO_ENTRY)
+    }
+
+    /// The inner node just above the leaves that the way to `key` leads through, if it is full and known.
+    pub(super) fn shortcut(&self, key: u64) -> Option<NodeRef> {
+        self.arena().shortcuts.to(key)
+    }
+
+    /// The items of a table, in order, with their digits.
+    pub(super) fn items(&self, table: Table, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
+        table.items(self.words(table), bitmap)
     }
 
     /// Puts a node in a place in which there is one already, or at the root.
@@ -86,54 +101,74 @@ impl Tree {
                 let root = self.fitted(node, None);
                 self.space.words(0).store(0, root.0.into(), Ordering::Release);
             }
-            Slot::Item(table, level, digit) => {
-                let item = self.fitted(node, Some(level)).0;
+            Slot::Item(table, digit) => {
+                let item = self.fitted(node, Some(self.head(table).shift())).0;
                 table.set_item(self.words(table), self.bitmap(table), digit, item.into());
             }
         }
     }
 
-    /// The reference of a node as a parent of this level holds it.
+    /// The reference of a node as a parent whose digit begins at `parent` holds it, or the root.
     pub(super) fn fitted(&self, node: NodeRef, parent: Option<u32>) -> NodeRef {
         match node.node() {
-            Node::Table(table) => {
-                let next = self.head(table).level().checked_add(1);
-                NodeRef::table(table, parent.is_none() || next != parent)
+            Node::Leaf(table) | Node::Inner(table) => {
+                let next = parent.map(next_lower);
+                table.reference(next != Some(self.head(table).shift()))
             }
             Node::None | Node::Lone(_) => node,
         }
     }
 
     pub(super) fn new_lone(&mut self, entry: Entry) -> NodeRef {
-        let at = self.space.take(LONE_WORDS, &self.shared);
+        let at = self.space.take(entry.lone_words(), &self.shared);
         let words = self.space.words(at);
         words.store(0, entry.key, Ordering::Relaxed);
-        words.store(1, entry.value, Ordering::Relaxed);
+        words.store(1, entry.word, Ordering::Relaxed);
+        if is_long(entry.word) {
+            words.store(2, entry.more, Ordering::Relaxed);
+        }
         NodeRef::lone(at)
     }
 
-    /// A table with the items that `item` gives for the digits of `bitmap`. Its reference fits no place yet.
-    pub(super) fn new_table(
-        &mut self,
-        holds: Holds,
-        head: Head,
-        bitmap: u64,
-        item: impl Fn(&Tree, u32) -> u64,
-    ) -> NodeRef {
+    /// The item of a leaf for an entry.
+    pub(super) fn new_item(&mut self, entry: Entry) -> u64 {
+        if !is_long(entry.word) {
+            return entry.word;
+        }
+        let at = self.space.take(LONG_WORDS, &self.shared);
+        let words = self.space.words(at);
+        words.store(0, entry.word, Ordering::Relaxed);
+        words.store(1, entry.more, Ordering::Relaxed);
+        at.into()
+    }
+
+    /// A table that `fill` is to give the items for the digits of `bitmap`, all of them and in order.
+    pub(super) fn new_table(&mut self, holds: Holds, head: Head, bitmap: u64) -> Filling {
         let count = bitmap.count_ones();
         let shape = Table::shape(holds, count);
         let size = shape.words(count);
-        let table = Table { at: self.space.take(size, &self.shared), ..shape };
+        let table = shape.placed(self.space.take(size, &self.shared));
         let words = self.words(table);
         words.store(0, head.0, Ordering::Relaxed);
         words.store(1, bitmap, Ordering::Relaxed);
-        for index in 2..size {
-            words.store(index, 0, Ordering::Relaxed);
+        if table.is_full() || holds == Holds::Nodes {
+            (2..size).for_each(|index| words.store(index, 0, Ordering::Relaxed));
         }
-        for digit in digits(bitmap) {
-            table.set_item(words, bitmap, digit, item(self, digit));
+        if self.is_of_shortcuts(table) {
+            // Readers that come before it is filled look from the root.
+            self.arena().shortcuts.enter(head.prefix(), table.reference(false));
         }
-        NodeRef::table(table, true)
+        Filling { table, rank: 0 }
+    }
+
+    pub(super) fn fill(&self, filling: &mut Filling, items: impl IntoIterator<Item = (u32, u64)>) {
+        let table = filling.table;
+        let words = self.words(table);
+        for (digit, item) in items {
+            let place = if table.is_full() { digit } else { filling.rank };
+            filling.rank = filling.rank.wrapping_add(1);
+            table.set_item_at(words, place, item, Ordering::Relaxed);
+        }
     }
 
     /// The table with only the items of `left`, or what does without a table; the old one is retired.
@@ -142,47 +177,95 @@ impl Tree {
         if left == bitmap {
             return node;
         }
-        let count = left.count_ones();
-        if table.full && !table.is_too_empty(count) {
-            self.words(table).store(1, left, Ordering::Release);
-            for digit in digits(bitmap & !left) {
-                table.set_item(self.words(table), bitmap, digit, 0);
-            }
+        if table.is_full() && !table.is_too_empty(left.count_ones()) {
+            let words = self.words(table);
+            words.store(1, left, Ordering::Release);
+            digits(bitmap & !left).for_each(|digit| table.set_item(words, bitmap, digit, 0));
             return node;
         }
-        let head = self.head(table);
-        let smaller = match (left.checked_ilog2(), count) {
+        let smaller = match (left.checked_ilog2(), left.count_ones()) {
             (None, _) => NodeRef::NONE,
-            (Some(digit), 1) if table.holds == Holds::Nodes => self.child(table, bitmap, digit),
+            (Some(digit), 1) if table.holds() == Holds::Nodes => self.child(table, digit),
             (Some(digit), 1) => {
-                let value = self.value(table, bitmap, digit);
-                self.new_lone(Entry { key: head.prefix() | u64::from(digit), value })
+                let key = self.head(table).prefix() | u64::from(digit);
+                let item = self.item(table, digit);
+                let lone = self.new_lone(self.item_entry(key, item));
+                self.retire_item(item);
+                lone
             }
-            _ => self.new_table(table.holds, head, left, |tree, digit| tree.value(table, bitmap, digit)),
+            _ => {
+                let mut smaller = self.new_table(table.holds(), self.head(table), left);
+                let kept = self.items(table, bitmap).filter(|(digit, _)| left & bit(*digit) != 0);
+                self.fill(&mut smaller, kept);
+                smaller.finished()
+            }
         };
         self.retire(table, bitmap);
         smaller
     }
 
     /// The table with one more item, which is a value or a fitted reference.
-    pub(super) fn grown(&mut self, node: NodeRef, table: Table, digit: u32, item: u64) -> NodeRef {
+    pub(super) fn grown(&mut self, node: NodeRef, table: Table, added: u32, item: u64) -> NodeRef {
         let bitmap = self.bitmap(table);
-        let more = bitmap | bit(digit);
-        if table.full {
+        let more = bitmap | bit(added);
+        if table.is_full() {
             // A reader that sees the bit finds the item.
-            table.set_item(self.words(table), more, digit, item);
+            table.set_item(self.words(table), more, added, item);
             self.words(table).store(1, more, Ordering::Release);
             return node;
         }
-        let head = self.head(table);
-        let larger = self.new_table(table.holds, head, more, |tree, each| {
-            if each == digit { item } else { tree.value(table, bitmap, each) }
-        });
+        let mut larger = self.new_table(table.holds(), self.head(table), more);
+        self.fill(&mut larger, self.items(table, bitmap & below(added)));
+        self.fill(&mut larger, [(added, item)]);
+        self.fill(&mut larger, self.items(table, bitmap).skip_while(|(digit, _)| *digit < added));
         self.retire(table, bitmap);
-        larger
+        larger.finished()
+    }
+
+    pub(super) fn retire_lone(&mut self, node: NodeRef) {
+        if let Node::Lone(at) = node.node() {
+            self.space.retire(at, self.lone_entry(at).lone_words());
+        }
+    }
+
+    /// Retires what an item of a leaf has elsewhere.
+    pub(super) fn retire_item(&mut self, item: u64) {
+        if is_long(item) {
+            self.space.retire(item as u32, LONG_WORDS);
+        }
     }
 
     pub(super) fn retire(&mut self, table: Table, bitmap: u64) {
-        self.space.retire(table.at, table.words(bitmap.count_ones()));
+        if self.is_of_shortcuts(table) {
+            self.arena().shortcuts.leave(self.head(table).prefix(), table.reference(false));
+        }
+        self.space.retire(table.at(), table.words(bitmap.count_ones()));
+    }
+
+    fn is_of_shortcuts(&self, table: Table) -> bool {
+        table.is_full() && table.holds() == Holds::Nodes && self.head(table).shift() == ABOVE_LEAVES
+    }
+
+    fn arena(&self) -> &Arena {
+        self.space.arena()
+    }
+
+    fn words(&self, table: Table) -> Words<'_> {
+        self.space.words(table.at())
+    }
+}
+
+/// A table that readers do not know yet and that gets its items.
+#[derive(Debug)]
+pub(super) struct Filling {
+    table: Table,
+    /// Items so far.
+    rank: u32,
+}
+
+impl Filling {
+    /// Its reference, which fits no place yet.
+    pub(super) fn finished(self) -> NodeRef {
+        self.table.reference(true)
     }
 }

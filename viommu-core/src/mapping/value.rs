@@ -1,82 +1,96 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A mapping in words: the key of its first granule and one word for the rest.
+//! A mapping as the tree has it: the key of its first granule, one word for a short mapping, two for a long one.
 //!
-//! | bits   | of a short mapping      | of a long one                                            |
-//! |--------|-------------------------|----------------------------------------------------------|
-//! | 63..55 | granules, 1 to 511      | 0                                                        |
-//! | 54..52 | MMIO, WRITE, READ       | 0                                                        |
-//! | 51..0  | GPA in granules         | where two more words are: bits 54..0 as of a short one, granules less one |
+//! | bits of the word | hold                                             |
+//! |------------------|--------------------------------------------------|
+//! | 63..55           | granules, 1 to 511; 0 for a mapping of more      |
+//! | 54..52           | MMIO, WRITE, READ                                |
+//! | 51..0            | GPA in granules                                  |
 //!
-//! The word is never 0.
-
-use core::sync::atomic::Ordering;
+//! The second word of a long mapping is its granules less one. Where a single word stands for a long mapping, it is
+//! the number of the first of the two, below any word of a short one.
 
 use crate::{Access, Gpa, Granule, IovaRange, Mapping, Target};
 
 use super::arena::{Arena, Torn};
-use super::find::Entry;
 use super::node::KEY_BITS;
-use super::tree::Tree;
 
-/// Further words of a long mapping.
-pub(super) const REST_WORDS: u32 = 2;
+/// Words of a long mapping besides its key.
+pub(super) const LONG_WORDS: u32 = 2;
 
 const GRANULES_SHIFT: u32 = 55;
 const SHORT_MAX: u64 = 511;
-const READ: u64 = 1 << KEY_BITS;
-const WRITE: u64 = 2 << KEY_BITS;
 const MMIO: u64 = 4 << KEY_BITS;
+// READ and WRITE stand in the bits below, as they are on the wire.
+const _: () = assert!(Access::all().bits() == 3);
 const GPA_MASK: u64 = (1 << KEY_BITS) - 1;
-const TARGET_MASK: u64 = (1 << GRANULES_SHIFT) - 1;
 
-/// Where the further words of a long mapping are.
-pub(super) fn rest_of_long(value: u64) -> Option<u32> {
-    (value.wrapping_shr(GRANULES_SHIFT) == 0).then_some(value as u32)
+/// A mapping in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The number of the first granule.
+    pub key: u64,
+    /// The first word.
+    pub word: u64,
+    /// The second, or 0.
+    pub more: u64,
 }
 
-/// The entry of a mapping that begins and ends on the granule.
-pub(super) fn packed(tree: &mut Tree, granule: Granule, mapping: &Mapping) -> Entry {
-    let key = granule.number_of(mapping.range.start());
-    let more = granule.number_of(mapping.range.span());
-    let target = packed_target(granule, &mapping.target);
-    let granules = more.saturating_add(1);
-    if granules <= SHORT_MAX {
-        return Entry { key, value: granules.wrapping_shl(GRANULES_SHIFT) | target };
-    }
-    let at = tree.space.take(REST_WORDS, &tree.shared);
-    let words = tree.space.words(at);
-    words.store(0, target, Ordering::Relaxed);
-    words.store(1, more, Ordering::Relaxed);
-    Entry { key, value: at.into() }
+/// Whether this is the first word of a long mapping, or stands for one.
+#[inline]
+pub(super) fn is_long(word: u64) -> bool {
+    word.wrapping_shr(GRANULES_SHIFT) == 0
 }
 
-/// The mapping of an entry.
-pub(super) fn unpacked(arena: &Arena, granule: Granule, entry: Entry) -> Result<Mapping, Torn> {
-    let (target, more) = match rest_of_long(entry.value) {
-        None => (entry.value & TARGET_MASK, entry.value.wrapping_shr(GRANULES_SHIFT).wrapping_sub(1)),
-        Some(at) => {
-            let words = arena.words(at)?;
-            (words.load(0)?, words.load(1)?)
+impl Entry {
+    /// The entry of a mapping that begins and ends on the granule.
+    pub(super) fn packed(granule: Granule, mapping: &Mapping) -> Entry {
+        let key = granule.number_of(mapping.range.start());
+        let Target { gpa, access, mmio } = mapping.target;
+        let flags = u64::from(access.bits()).wrapping_shl(KEY_BITS) | if mmio { MMIO } else { 0 };
+        let target = granule.number_of(gpa.0) | flags;
+        let more = granule.number_of(mapping.range.span());
+        if more < SHORT_MAX {
+            Entry { key, word: more.wrapping_add(1).wrapping_shl(GRANULES_SHIFT) | target, more: 0 }
+        } else {
+            Entry { key, word: target, more }
         }
-    };
-    let start = granule.start_of(entry.key);
-    let last = granule.last_of(entry.key.wrapping_add(more));
-    let range = IovaRange::new(start, last).ok_or(Torn)?;
-    Ok(Mapping { range, target: unpacked_target(granule, target) })
-}
+    }
 
-fn packed_target(granule: Granule, target: &Target) -> u64 {
-    let flag = |set, bit| if set { bit } else { 0 };
-    granule.number_of(target.gpa.0)
-        | flag(target.access.contains(Access::READ), READ)
-        | flag(target.access.contains(Access::WRITE), WRITE)
-        | flag(target.mmio, MMIO)
-}
+    /// The entry of an item of a leaf.
+    #[inline]
+    pub(super) fn of_item(arena: &Arena, key: u64, item: u64) -> Result<Entry, Torn> {
+        if !is_long(item) {
+            return Ok(Entry { key, word: item, more: 0 });
+        }
+        let at = item as u32;
+        Ok(Entry { key, word: arena.load(at)?, more: arena.load(at.wrapping_add(1))? })
+    }
 
-fn unpacked_target(granule: Granule, target: u64) -> Target {
-    let mut access = Access::empty();
-    access.set(Access::READ, target & READ != 0);
-    access.set(Access::WRITE, target & WRITE != 0);
-    Target { gpa: Gpa(granule.start_of(target & GPA_MASK)), access, mmio: target & MMIO != 0 }
+    /// The entry of a lone node.
+    #[inline]
+    pub(super) fn of_lone(arena: &Arena, at: u32) -> Result<Entry, Torn> {
+        let (key, word) = (arena.load(at)?, arena.load(at.wrapping_add(1))?);
+        let more = if is_long(word) { arena.load(at.wrapping_add(2))? } else { 0 };
+        Ok(Entry { key, word, more })
+    }
+
+    /// Words of a lone node for it.
+    pub(super) fn lone_words(&self) -> u32 {
+        if is_long(self.word) { 3 } else { 2 }
+    }
+
+    /// The mapping of the entry.
+    #[inline]
+    pub(super) fn unpacked(&self, granule: Granule) -> Result<Mapping, Torn> {
+        let granules = self.word.wrapping_shr(GRANULES_SHIFT);
+        let more = if granules == 0 { self.more } else { granules.wrapping_sub(1) };
+        let start = granule.start_of(self.key);
+        let last = granule.last_of(self.key.wrapping_add(more));
+        let access = Access::from_bits_truncate(self.word.wrapping_shr(KEY_BITS) as u32);
+        let gpa = Gpa(granule.start_of(self.word & GPA_MASK));
+        let target = Target { gpa, access, mmio: self.word & MMIO != 0 };
+        Ok(Mapping { range: IovaRange::new(start, last).ok_or(Torn)?, target })
+    }
 }
