@@ -79,7 +79,7 @@ impl Machine {
     fn new(input: &mut Input<'_>) -> Machine {
         let (iommu, event_waits) = device::iommu(BTreeMap::new());
         let memory = Memory::new(guest_memory(SIZE));
-        let backend = Backend::new(iommu.clone(), memory.clone(), event_waits).expect("a file descriptor");
+        let backend = Backend::new(iommu.clone(), event_waits).expect("a file descriptor");
         let ring = || Ring::new(memory.clone(), 1024).expect("a size of rings");
         let rings = [ring(), ring()];
         let features = backend.features();

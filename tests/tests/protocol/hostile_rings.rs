@@ -185,7 +185,7 @@ fn an_index_that_jumps_is_not_followed_and_may_come_back() {
 }
 
 /// A ring whose used part lies over its available one, and is ahead: what the device returns makes more available.
-fn start_ring_that_feeds_itself(vmm: &mut Vmm) {
+pub fn start_ring_that_feeds_itself(vmm: &mut Vmm) {
     let queue = vmm.driver.requests();
     let (rings, size) = (queue.rings(), queue.size());
     vmm.front_end.stop_ring(0).expect("stopped");

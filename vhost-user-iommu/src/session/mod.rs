@@ -12,6 +12,7 @@ mod kick;
 mod queues;
 mod request_queue;
 pub mod ring;
+mod ring_memory;
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
@@ -49,8 +50,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The process is out of file descriptors or threads; what the VMM does wrong is none.
 pub fn serve_one(listener: &mut Listener, iommu: &Arc<Iommu>, event_waits: &Arc<Wake>) -> Result<(), Error> {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let backend =
-        Backend::new(iommu.clone(), memory.clone(), event_waits.clone()).map_err(Error::StartDaemon)?;
+    let backend = Backend::new(iommu.clone(), event_waits.clone()).map_err(Error::StartDaemon)?;
     let backend = Arc::new(backend);
     let daemon = VhostUserDaemon::new("session".to_owned(), backend.clone(), memory);
     let served = daemon.and_then(|daemon| converse(daemon, &backend, listener, event_waits));

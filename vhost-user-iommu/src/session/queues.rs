@@ -7,24 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::Level;
 use virtio_queue::Error;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::iommu::Iommu;
 use crate::throttle::Throttle;
 
-/// The device and the memory that its rings lie in.
+/// The device, and what is told of its rings.
 #[derive(Debug)]
 pub struct Queues {
     pub(super) iommu: Arc<Iommu>,
-    pub(super) memory: GuestMemoryAtomic<GuestMemoryMmap>,
     pub(super) broken: Throttle,
     is_over: AtomicBool,
 }
 
 impl Queues {
     /// The queues of one connection.
-    pub fn new(iommu: Arc<Iommu>, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> Queues {
-        Queues { iommu, memory, broken: Throttle::new(Level::Warn), is_over: AtomicBool::default() }
+    pub fn new(iommu: Arc<Iommu>) -> Queues {
+        Queues { iommu, broken: Throttle::new(Level::Warn), is_over: AtomicBool::default() }
     }
 
     /// Nothing is served any more. A ring may never be empty: what the device returns can make more available.

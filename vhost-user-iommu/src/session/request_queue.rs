@@ -4,7 +4,7 @@
 
 use vhost_user_backend::VringT;
 use virtio_queue::Error;
-use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use super::chain::Buffers;
 use super::queues::Queues;
@@ -24,7 +24,7 @@ impl Queues {
         loop {
             ring.disable_notification()?;
             while !self.is_over() {
-                let memory = self.memory.memory();
+                let memory = ring.memory();
                 // The ring is locked while its next chain is taken, not while the request is served.
                 let Some(chain) = ring.next_chain(memory.clone())? else { break };
                 let head = chain.head_index();
