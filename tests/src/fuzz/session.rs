@@ -167,8 +167,9 @@ impl Vmm {
         let request = u32::from(input.u8() % 50);
         let flags = input.pick(&[VERSION, VERSION | NEED_REPLY, VERSION | REPLY, 0, 2, u32::MAX]);
         let (length, count) = (usize::from(input.u8()), usize::from(input.u8()));
-        let fds: Vec<u8> =
-            (0..if count < 200 { count % 4 } else { count % 34 }).map(|_| input.u8()).collect();
+        // Of a message with more than 32 the crate loses the header, and waits for another: nothing to wait for here.
+        let count = if count < 200 { count % 4 } else { count % 33 };
+        let fds: Vec<u8> = (0..count).map(|_| input.u8()).collect();
         let body = input.bytes(length);
         self.unanswered += u32::from(request == Request::GET_FEATURES.0);
         self.send(&Message { flags, ..Message::new(request, body) }, &fds)

@@ -26,13 +26,15 @@ pub struct Vmm {
     stream: UnixStream,
     /// Its end of the channel for the back-end's requests, if it has opened one.
     requests: Option<Channel>,
+    /// Whether what it said were whole messages: else one that opens a channel may be taken for a part of another.
+    is_in_step: bool,
 }
 
 impl Vmm {
     /// The VMM of a connection.
     pub fn new(stream: UnixStream) -> Vmm {
         let channel = Channel::new(stream.try_clone().expect("a file descriptor"));
-        Vmm { channel, stream, requests: None }
+        Vmm { channel, stream, requests: None, is_in_step: true }
     }
 
     /// Sends something; false if that was nothing, or the relay has left.
@@ -42,6 +44,7 @@ impl Vmm {
             // A piece of a message, or several.
             let length = usize::from(input.u8());
             let piece = input.bytes(length);
+            self.is_in_step = false;
             return sent_piece(&self.stream, piece);
         }
         let message = self.message(choice, input);
@@ -56,7 +59,7 @@ impl Vmm {
     /// Answers a request of the back-end, or says something of the kind.
     pub fn answer(&mut self, input: &mut Input<'_>) -> bool {
         let (request, value) = (u32::from(input.u8() % 12), u64::from(input.u8()));
-        let Some(channel) = &mut self.requests else { return false };
+        let Some(channel) = self.requests.as_mut().filter(|_| self.is_in_step) else { return false };
         let message = Message { flags: Flags::REPLY, ..Message::new(request, &value) };
         channel.queue(message).is_ok() && flushed(channel)
     }
