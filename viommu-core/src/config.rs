@@ -77,6 +77,8 @@ pub enum ConfigError {
 impl DeviceConfig {
     /// The granule, if the configuration can be served at all.
     pub(crate) fn check(&self) -> Result<Granule, ConfigError> {
+        //= virtio#devicenormative:IOMMU/Device configuration layout A4a
+        // A mask without a bit has no granule.
         let granule = Granule::of_mask(self.page_size_mask).ok_or(ConfigError::NoPageSize)?;
         if granule.bytes() < Granule::SMALLEST {
             return Err(ConfigError::SmallGranule(granule.bytes()));

@@ -42,7 +42,7 @@ impl Extent {
 
     /// All of a mapping, if it allows `access`.
     fn of(mapping: Mapping, access: Access) -> Option<Extent> {
-        //= virtio#devicenormative:IOMMU/MAP request
+        //= virtio#devicenormative:IOMMU/MAP request A33a A33b
         // An access needs every right it uses; a write-only mapping is not readable either.
         let allowed = mapping.target.access;
         let extent = Extent { range: mapping.range, gpa: mapping.target.gpa, access: allowed };
@@ -78,9 +78,16 @@ impl Domain {
         self.paging().into_iter().flat_map(Mappings::iter)
     }
 
+    /// Bytes of memory that the mappings take now.
+    pub fn memory(&self) -> usize {
+        self.paging().map_or(0, Mappings::bytes)
+    }
+
     /// The whole extent around `iova`, if an access of this kind is allowed there.
     pub fn lookup(&self, iova: Iova, access: Access) -> Option<Extent> {
         match &self.space {
+            //= virtio#devicenormative:IOMMU/Device operations A13 A14
+            // No address is changed and no access refused.
             Space::Bypass => Some(Extent::IDENTITY),
             Space::Paging(mappings) => Extent::of(mappings.find(iova.0)?, access),
         }

@@ -59,8 +59,8 @@ pub const EVENT_SIZE: usize = size_of::<wire::Fault>();
 impl Fault {
     /// The event as the driver reads it.
     pub fn event(&self) -> [u8; EVENT_SIZE] {
-        //= virtio#devicenormative:IOMMU/Fault reporting
-        // A valid endpoint, every reserved field and undefined flag zero.
+        //= virtio#devicenormative:IOMMU/Fault reporting A53a A53b A55
+        // Every reserved field and undefined flag is zero; the address is always there.
         let mut flags = wire::FAULT_F_ADDRESS;
         if self.access.contains(Access::READ) {
             flags |= wire::FAULT_F_READ;

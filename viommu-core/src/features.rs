@@ -26,7 +26,7 @@ bitflags! {
 }
 
 impl Features {
-    //= virtio#devicenormative:IOMMU/Feature bits
+    //= virtio#devicenormative:IOMMU/Feature bits A1 A2 A3
     // Requests that change mappings are offered; of the two forms of bypass only the newer one.
     /// What this device offers.
     pub const OFFERED: Features = Features::INPUT_RANGE

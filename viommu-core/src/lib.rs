@@ -4,7 +4,8 @@
 //!
 //! [`Device`] is the whole of it. It knows domains, endpoints, mappings and faults, and it asks one thing of
 //! the outside: to apply a [`Change`] to the endpoints that exist for real. It holds no I/O, no thread, no
-//! lock, no clock and no `unsafe`; the same requests lead to the same state.
+//! clock and no `unsafe`; the same requests lead to the same state. Threads meet in one place: a
+//! [`mapping::Reader`] finds the mappings of a domain while the device changes them.
 //!
 //! # Glossary
 //!

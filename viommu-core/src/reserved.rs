@@ -56,7 +56,7 @@ pub(crate) struct ReservedRegions(Vec<ReservedRegion>);
 
 impl ReservedRegions {
     pub(crate) fn new(regions: &[ReservedRegion]) -> Result<ReservedRegions, ReservedError> {
-        //= virtio#devicenormative:IOMMU/RESV_MEM
+        //= virtio#devicenormative:IOMMU/RESVMEM A49 A50
         // At most one MSI region, and no two regions that overlap.
         if regions.len() > REGIONS_MAX {
             return Err(ReservedError::TooMany(regions.len()));
@@ -84,7 +84,7 @@ impl ReservedRegions {
 
     /// The properties as the driver reads them, filled up with zeroes to [`PROBE_SIZE`].
     pub(crate) fn properties(&self) -> Vec<u8> {
-        //= virtio#devicenormative:IOMMU/PROBE properties
+        //= virtio#devicenormative:IOMMU/PROBE request A43 A44 A45 A47
         // Each property follows the one before at once, its length without its header; the rest is zero.
         const LENGTH: u16 = (size_of::<wire::ResvMem>() - wire::PROPERTY_HEADER_SIZE) as u16;
         let mut bytes = Vec::with_capacity(PROBE_SIZE);
@@ -96,6 +96,8 @@ impl ReservedRegions {
                     ReservedKind::Reserved => wire::RESV_MEM_T_RESERVED,
                     ReservedKind::Msi => wire::RESV_MEM_T_MSI,
                 },
+                //= virtio#devicenormative:IOMMU/RESVMEM A48
+                // It has no meaning yet.
                 reserved: [0; 3],
                 start: region.range.start().into(),
                 last: region.range.last().into(),

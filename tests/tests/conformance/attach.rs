@@ -9,7 +9,7 @@ use viommu_tests::model::request;
 
 use crate::bed::{Bed, EP, EP2, EP3, NOBODY, config};
 
-// A11
+//= A11
 #[test]
 fn an_unattached_endpoint_that_may_not_bypass_reaches_nothing() {
     let bed = Bed::new();
@@ -19,7 +19,7 @@ fn an_unattached_endpoint_that_may_not_bypass_reaches_nothing() {
     }
 }
 
-// A13 A14
+//= A13 A14
 #[test]
 fn a_bypass_domain_is_identity_for_every_access() {
     let mut bed = Bed::new();
@@ -31,7 +31,7 @@ fn a_bypass_domain_is_identity_for_every_access() {
     assert_eq!(bed.reads(EP2, 0), Err(FaultReason::Domain));
 }
 
-// A15
+//= A15
 #[test]
 fn attach_with_a_set_reserved_field_is_invalid() {
     let mut bed = Bed::new();
@@ -43,7 +43,7 @@ fn attach_with_a_set_reserved_field_is_invalid() {
     assert_eq!(bed.domain_of(EP), None);
 }
 
-// A16
+//= A16
 #[test]
 fn attach_with_an_unknown_flag_is_invalid() {
     let mut bed = Bed::new();
@@ -55,7 +55,7 @@ fn attach_with_an_unknown_flag_is_invalid() {
     }
 }
 
-// A16
+//= A16
 #[test]
 fn the_bypass_flag_is_unknown_without_its_feature() {
     let mut bed = Bed::without(Features::BYPASS_CONFIG);
@@ -63,7 +63,7 @@ fn the_bypass_flag_is_unknown_without_its_feature() {
     assert_eq!(bed.attach(1, EP), Status::Ok);
 }
 
-// A17
+//= A17
 #[test]
 fn attach_of_an_unknown_endpoint_finds_none() {
     let mut bed = Bed::new();
@@ -73,7 +73,7 @@ fn attach_of_an_unknown_endpoint_finds_none() {
     }
 }
 
-// A18
+//= A18a
 #[test]
 fn endpoints_of_one_domain_share_its_mappings() {
     let mut bed = Bed::new();
@@ -87,7 +87,7 @@ fn endpoints_of_one_domain_share_its_mappings() {
     }
 }
 
-// A19
+//= A19
 #[test]
 fn attach_with_the_other_bypass_setting_than_the_domain_has_is_invalid() {
     let mut bed = Bed::new();
@@ -100,7 +100,7 @@ fn attach_with_the_other_bypass_setting_than_the_domain_has_is_invalid() {
     assert_eq!((bed.domain_of(EP), bed.domain_of(EP2)), (Some(1), Some(2)));
 }
 
-// A20
+//= A20a
 #[test]
 fn an_attached_endpoint_moves_to_the_domain_of_the_next_attach() {
     let mut bed = Bed::new();
@@ -112,7 +112,7 @@ fn an_attached_endpoint_moves_to_the_domain_of_the_next_attach() {
     assert_eq!(bed.map(1, (0x1000, 0x1fff), 0x8000), Status::NoEnt);
 }
 
-// A20
+//= A20a A20b
 #[test]
 fn the_host_is_told_of_a_move_as_one_change() {
     let mut bed = Bed::new();
@@ -121,6 +121,45 @@ fn the_host_is_told_of_a_move_as_one_change() {
     bed.attach(2, EP);
     let attach = |from, to| Change::Attach { endpoint, from, to, bypass: false };
     assert_eq!(bed.host.asked, [attach(None, first), attach(Some(first), second)]);
+}
+
+//= A20b
+#[test]
+fn a_move_ends_as_a_detach_and_an_attach_do() {
+    // The second endpoint stays behind in the old domain, the third waits in the new one.
+    for (second, third) in [(false, false), (false, true), (true, false), (true, true)] {
+        let bed = || {
+            let mut bed = Bed::new();
+            bed.attach(1, EP);
+            bed.map(1, (0x1000, 0x1fff), 0x8000);
+            let _ = (second.then(|| bed.attach(1, EP2)), third.then(|| bed.attach(2, EP3)));
+            bed
+        };
+        for to in [request::attach(2, EP), request::attach_bypass(3, EP)] {
+            let (mut moved, mut apart) = (bed(), bed());
+            assert_eq!(moved.send(to), Status::Ok);
+            assert_eq!((apart.detach(1, EP), apart.send(to)), (Status::Ok, Status::Ok));
+            for domain in [1, 2, 3].map(DomainId) {
+                assert_eq!(moved.device.domain(domain), apart.device.domain(domain));
+            }
+            assert_eq!(moved.device.domain(DomainId(1)).is_some(), second);
+        }
+    }
+}
+
+//= A20c
+#[test]
+fn an_endpoint_that_cannot_move_stays_where_it_is() {
+    let mut bed = Bed::new();
+    let region = ReservedRegion { range: request::range(0x1000, 0x1fff), kind: ReservedKind::Reserved };
+    bed.device.set_reserved(EndpointId(EP2), &[region]).expect("a valid list");
+    bed.attach(1, EP);
+    bed.map(1, (0x1000, 0x1fff), 0x8000);
+    bed.attach(2, EP2);
+    bed.map(2, (0x4000, 0x4fff), 0x9000);
+    assert_eq!(bed.attach(1, EP2), Status::Unsupp);
+    assert_eq!(bed.domain_of(EP2), Some(2));
+    assert_eq!((bed.reads(EP2, 0x1000), bed.reads(EP2, 0x4000)), (Err(FaultReason::Mapping), Ok(0x9000)));
 }
 
 #[test]
@@ -145,7 +184,7 @@ fn attach_to_the_domain_an_endpoint_is_in_keeps_everything_and_asks_nobody() {
     assert_eq!(bed.reads(EP, 0x1000), Ok(0x8000));
 }
 
-// A21
+//= A18b A21a A21b
 #[test]
 fn an_endpoint_that_reserves_what_a_domain_maps_is_not_compatible_with_it() {
     let mut bed = Bed::new();
@@ -161,7 +200,25 @@ fn an_endpoint_that_reserves_what_a_domain_maps_is_not_compatible_with_it() {
     assert_eq!(bed.attach(1, EP2), Status::Ok);
 }
 
-// A22
+//= A22
+#[test]
+fn an_endpoint_is_in_the_domain_that_the_last_attach_named_and_in_no_other() {
+    let mut bed = Bed::new();
+    bed.attach(4, EP2);
+    for (domain, bypass) in [(1, false), (1, false), (2, false), (4, false), (3, true), (3, true), (1, true)]
+    {
+        let request = if bypass { request::attach_bypass(domain, EP) } else { request::attach(domain, EP) };
+        assert_eq!((bed.send(request), bed.domain_of(EP)), (Status::Ok, Some(domain)));
+        for other in 0..5 {
+            let members =
+                bed.device.domain(DomainId(other)).into_iter().flat_map(|domain| domain.endpoints());
+            let is_member = members.into_iter().any(|member| member == EndpointId(EP));
+            assert_eq!(is_member, other == domain, "domain {other} after ATTACH to {domain}");
+        }
+    }
+}
+
+//= A22
 #[test]
 fn domains_are_isolated_from_each_other() {
     let mut bed = Bed::new();

@@ -2,7 +2,7 @@
 
 //! Check, apply, commit: what holds while a change is under way, and after the host refused it.
 
-use viommu_core::{Access, EndpointId, FaultReason, HostError, Iova, NoHost, Reject, Status, Step};
+use viommu_core::{Access, DomainId, EndpointId, FaultReason, HostError, Iova, NoHost, Reject, Status, Step};
 use viommu_tests::model::request::{self, Wire};
 
 use crate::bed::{ALL, Bed, EP, EP2, EP3, RW, state, status};
@@ -59,6 +59,7 @@ fn the_same_range_of_another_domain_is_not_touched_by_an_unmap() {
     assert_eq!(bed.reads(EP3, 0x1000), Ok(0xa000));
 }
 
+//= A26
 #[test]
 fn an_endpoint_that_is_being_moved_reaches_nothing_and_the_others_go_on() {
     let requests: [&dyn Wire; 3] =
@@ -222,4 +223,46 @@ fn a_lookup_under_way_says_who_was_refused_what() {
     let fault = bed.device.lookup(EndpointId(EP), Iova(0x1008), Access::WRITE).expect_err("it is moving");
     assert_eq!((fault.endpoint, fault.address), (EndpointId(EP), Iova(0x1008)));
     assert_eq!((fault.access, fault.reason), (Access::WRITE, DOMAIN));
+}
+
+#[test]
+fn a_reader_finds_nothing_in_what_is_being_unmapped_and_all_of_it_again_when_the_host_refuses() {
+    let mut bed = bed();
+    bed.map(1, (0x7000, 0x7fff), 0x9000);
+    let domain =
+        |bed: &Bed| bed.device.domain(DomainId(1)).and_then(|domain| domain.reader()).expect("it pages");
+    let mut reader = domain(&bed);
+    let mut finds = |iova| reader.lookup(Iova(iova), Access::READ).is_some();
+    assert!(finds(0x1008) && finds(0x7008));
+
+    begin(&mut bed, &request::unmap(1, (0x1000, 0x1fff)));
+    assert!(!finds(0x1008) && finds(0x7008));
+    bed.device.finish(Err(HostError { operation: "test", errno: EIO }));
+    assert!(finds(0x1008));
+
+    begin(&mut bed, &request::unmap(1, (0x1000, 0x1fff)));
+    begin(&mut bed, &request::map(1, (0x10_0000, 0x10_0fff), 0x9000, RW));
+    assert!(finds(0x1008), "what was begun and not finished counts as refused");
+    bed.device.finish(Ok(()));
+
+    begin(&mut bed, &request::unmap(1, (0x1000, 0x1fff)));
+    bed.device.finish(Ok(()));
+    assert!(!finds(0x1008) && finds(0x7008));
+}
+
+#[test]
+fn a_reader_outlives_its_domain_and_then_finds_nothing() {
+    let mut bed = bed();
+    let mut reader = bed.device.domain(DomainId(1)).and_then(|domain| domain.reader()).expect("it pages");
+    assert!(reader.lookup(Iova(0x1008), Access::READ).is_some());
+    bed.detach(1, EP);
+    assert!(reader.lookup(Iova(0x1008), Access::READ).is_some(), "the domain has another endpoint");
+    bed.detach(1, EP2);
+    assert!(reader.lookup(Iova(0x1008), Access::READ).is_none());
+    bed.attach(1, EP);
+    bed.map(1, (0x1000, 0x1fff), 0x8000);
+    assert!(reader.lookup(Iova(0x1008), Access::READ).is_none(), "another domain of the same id");
+    assert!(bed.device.domain(DomainId(1)).is_some());
+    bed.send(request::attach_bypass(2, EP));
+    assert!(bed.device.domain(DomainId(2)).is_some_and(|domain| domain.reader().is_none()));
 }

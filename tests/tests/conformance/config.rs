@@ -14,7 +14,7 @@ fn image(bed: &Bed, bypass: u8) -> Vec<u8> {
     image
 }
 
-// A1 A2 A3
+//= A1 A2 A3
 #[test]
 fn mapping_is_offered_and_of_bypass_only_the_newer_form() {
     assert!(Features::OFFERED.contains(Features::MAP_UNMAP | Features::BYPASS_CONFIG));
@@ -29,7 +29,7 @@ fn a_legacy_bypass_that_was_not_offered_cannot_be_had() {
     assert!(bed.reads(EP, 0x1000).is_err());
 }
 
-// A4
+//= A4a A4b
 #[test]
 fn the_configuration_space_has_each_field_at_its_place() {
     let mut config = config();
@@ -47,7 +47,7 @@ fn the_configuration_space_has_each_field_at_its_place() {
     assert_eq!(bytes[36..40], [0; 4]);
 }
 
-// A4
+//= A4a
 #[test]
 fn a_device_that_cannot_be_served_is_not_made() {
     let refused = |change: fn(&mut viommu_core::DeviceConfig)| {
@@ -75,7 +75,7 @@ fn a_device_that_cannot_be_served_is_not_made() {
     );
 }
 
-// A5 A13 A14
+//= A5 A13 A14
 #[test]
 fn with_boot_bypass_an_unattached_endpoint_reaches_memory_before_there_is_a_driver() {
     let mut config = config();
@@ -88,7 +88,7 @@ fn with_boot_bypass_an_unattached_endpoint_reaches_memory_before_there_is_a_driv
     assert!(bed.reads(NOBODY, 0x1234).is_err(), "bypass is for endpoints that exist");
 }
 
-// A7
+//= A7
 #[test]
 fn bypass_is_written_as_one_byte_or_with_the_whole_image_around_it() {
     let mut bed = Bed::new();
@@ -103,7 +103,7 @@ fn bypass_is_written_as_one_byte_or_with_the_whole_image_around_it() {
     assert_eq!(bed.bypass_byte(), 0);
 }
 
-// A7
+//= A7
 #[test]
 fn bypass_never_shows_anything_but_zero_and_one() {
     let mut bed = Bed::new();
@@ -153,7 +153,7 @@ fn a_host_that_refuses_keeps_bypass_as_it_is() {
     assert!(bed.reads(EP, 0).is_err());
 }
 
-// A13
+//= A13
 #[test]
 fn bypass_says_nothing_about_endpoints_that_are_attached() {
     let mut bed = Bed::new();

@@ -7,7 +7,7 @@ use viommu_tests::model::request;
 
 use crate::bed::{Bed, EP, EP2, NOBODY};
 
-// A23
+//= A23
 #[test]
 fn the_reserved_field_of_detach_is_not_looked_at() {
     let mut bed = Bed::new();
@@ -17,7 +17,7 @@ fn the_reserved_field_of_detach_is_not_looked_at() {
     assert_eq!(bed.domain_of(EP), None);
 }
 
-// A24
+//= A24
 #[test]
 fn detach_of_an_unknown_endpoint_finds_none() {
     let mut bed = Bed::new();
@@ -25,7 +25,7 @@ fn detach_of_an_unknown_endpoint_finds_none() {
     assert_eq!(bed.detach(1, NOBODY), Status::NoEnt);
 }
 
-// A25
+//= A25
 #[test]
 fn detach_from_a_domain_the_endpoint_is_not_in_is_invalid() {
     let mut bed = Bed::new();
@@ -38,7 +38,7 @@ fn detach_from_a_domain_the_endpoint_is_not_in_is_invalid() {
     assert_eq!(bed.detach(1, EP), Status::Inval, "detached already");
 }
 
-// A26
+//= A26
 #[test]
 fn after_detach_the_endpoint_reaches_nothing_of_the_domain() {
     let mut bed = Bed::new();
@@ -50,7 +50,7 @@ fn after_detach_the_endpoint_reaches_nothing_of_the_domain() {
     assert_eq!(bed.reads(EP2, 0x1000), Ok(0x8000));
 }
 
-// A26
+//= A26
 #[test]
 fn after_detach_the_endpoint_falls_back_to_bypass_where_that_is_set() {
     let mut bed = Bed::new();
@@ -61,7 +61,7 @@ fn after_detach_the_endpoint_falls_back_to_bypass_where_that_is_set() {
     assert_eq!(bed.reads(EP, 0x1000), Ok(0x1000));
 }
 
-// A27
+//= A27
 #[test]
 fn a_domain_and_its_mappings_end_with_the_last_endpoint() {
     let mut bed = Bed::new();
@@ -78,7 +78,7 @@ fn a_domain_and_its_mappings_end_with_the_last_endpoint() {
     assert_eq!(bed.reads(EP, 0x1000), Err(FaultReason::Mapping));
 }
 
-// A27
+//= A27
 #[test]
 fn the_id_of_a_domain_that_ended_can_be_used_for_the_other_kind() {
     let mut bed = Bed::new();

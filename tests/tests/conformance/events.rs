@@ -33,7 +33,7 @@ fn take(bed: &mut Bed) -> Vec<u64> {
     addresses
 }
 
-// A53 A54 A55
+//= A53a A53b A54 A55
 #[test]
 fn an_event_has_each_field_at_its_place_and_zeroes_elsewhere() {
     let reasons = [(FaultReason::Unknown, 0), (FaultReason::Domain, 1), (FaultReason::Mapping, 2)];
@@ -54,7 +54,7 @@ fn an_event_has_each_field_at_its_place_and_zeroes_elsewhere() {
     }
 }
 
-// A54
+//= A54
 #[test]
 fn a_fault_of_an_endpoint_that_does_not_exist_is_dropped_and_counted() {
     let mut bed = up();
@@ -62,7 +62,7 @@ fn a_fault_of_an_endpoint_that_does_not_exist_is_dropped_and_counted() {
     assert_eq!((bed.device.next_event(), bed.device.faults_dropped()), (None, 1));
 }
 
-// A56
+//= A56a
 #[test]
 fn an_event_is_one_buffer_of_24_bytes_however_many_wait() {
     assert_eq!(EVENT_SIZE, 24);
@@ -77,7 +77,7 @@ fn an_event_is_one_buffer_of_24_bytes_however_many_wait() {
     bed.device.event_sent();
 }
 
-// A57
+//= A57
 #[test]
 fn faults_beyond_the_limit_are_dropped_and_counted_and_the_oldest_are_kept() {
     let mut config = config();
@@ -145,7 +145,7 @@ fn a_reset_forgets_faults_and_that_the_driver_is_up() {
     assert_eq!(take(&mut bed), [0x2000]);
 }
 
-// A58
+//= A58
 #[test]
 fn a_failure_of_the_host_is_told_by_the_status_and_not_as_a_fault_of_an_endpoint() {
     let mut bed = up();

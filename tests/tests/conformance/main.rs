@@ -2,7 +2,7 @@
 
 //! The device against the rules of the specification, and against what drivers really do.
 //!
-//! One behaviour, one test; the id above a test is that of the rule in `viommu_core::manual::rules`. Whether
+//! One behaviour, one test; the ids above a test are those of rules in `viommu_core::manual::rules`. Whether
 //! the rules hold in any order of requests is the matter of `model`. Read beside it: virtio 1.4, "IOMMU
 //! device", the device-normative sections.
 
@@ -12,6 +12,7 @@ mod changes;
 mod config;
 mod detach;
 mod events;
+mod exhaustive;
 mod framing;
 mod limits;
 mod linux;

@@ -16,7 +16,7 @@ fn attached() -> Bed {
     bed
 }
 
-// A28
+//= A28
 #[test]
 fn a_range_or_target_off_the_granule_is_out_of_range() {
     let mut bed = attached();
@@ -29,7 +29,7 @@ fn a_range_or_target_off_the_granule_is_out_of_range() {
     assert_eq!(bed.map(1, (0x1000, 0x1fff), 0x8000), Status::Ok);
 }
 
-// A28
+//= A28
 #[test]
 fn only_the_lowest_bit_of_the_page_size_mask_counts() {
     let mut config = config();
@@ -98,7 +98,7 @@ fn a_range_outside_the_input_range_is_out_of_range() {
     assert_eq!(bed.map(1, (0x10_0000, 0x1f_ffff), 0), Status::Ok);
 }
 
-// A29
+//= A29
 #[test]
 fn a_range_that_touches_a_mapping_is_invalid() {
     let mut bed = attached();
@@ -112,7 +112,7 @@ fn a_range_that_touches_a_mapping_is_invalid() {
     assert_eq!(bed.map(1, (0x6000, 0x6fff), 0), Status::Ok);
 }
 
-// A30
+//= A30
 #[test]
 fn map_with_an_unknown_flag_is_invalid() {
     let mut bed = attached();
@@ -122,7 +122,7 @@ fn map_with_an_unknown_flag_is_invalid() {
     }
 }
 
-// A30
+//= A30
 #[test]
 fn the_mmio_flag_is_unknown_without_its_feature() {
     let mut bed = Bed::without(Features::MMIO);
@@ -142,14 +142,14 @@ fn the_host_learns_what_a_mapping_allows_and_whether_it_is_device_memory() {
     assert_eq!((target.gpa, target.access.bits(), target.mmio), (Gpa(0x8000), MAP_F_WRITE, true));
 }
 
-// A31
+//= A31
 #[test]
 fn map_in_a_domain_that_does_not_exist_finds_none() {
     let mut bed = attached();
     assert_eq!(bed.map(2, (0x1000, 0x1fff), 0), Status::NoEnt);
 }
 
-// A32
+//= A32
 #[test]
 fn map_in_a_bypass_domain_is_invalid() {
     let mut bed = Bed::new();
@@ -158,7 +158,7 @@ fn map_in_a_bypass_domain_is_invalid() {
     assert_eq!(bed.reads(EP, 0x1000), Ok(0x1000));
 }
 
-// A33
+//= A33a A33b
 #[test]
 fn an_access_needs_the_right_it_uses() {
     let mut bed = attached();
@@ -171,7 +171,7 @@ fn an_access_needs_the_right_it_uses() {
     }
 }
 
-// A34 A51
+//= A51
 #[test]
 fn a_range_that_touches_a_reserved_region_of_any_endpoint_in_the_domain_is_invalid() {
     let mut bed = attached();

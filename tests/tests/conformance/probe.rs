@@ -26,7 +26,7 @@ fn properties(bed: &mut Bed, endpoint: u32) -> Vec<u8> {
     reply.bytes[..PROBE_SIZE].to_vec()
 }
 
-// A40
+//= A40
 #[test]
 fn the_reserved_field_of_probe_is_not_looked_at() {
     let mut bed = Bed::new();
@@ -34,7 +34,7 @@ fn the_reserved_field_of_probe_is_not_looked_at() {
     assert_eq!(bed.send(probe), Status::Ok);
 }
 
-// A41
+//= A41
 #[test]
 fn probe_of_an_unknown_endpoint_finds_none_and_writes_no_property() {
     let mut bed = Bed::new();
@@ -44,7 +44,7 @@ fn probe_of_an_unknown_endpoint_finds_none_and_writes_no_property() {
     assert_eq!(reply.bytes[..PROBE_SIZE], [0; PROBE_SIZE]);
 }
 
-// A42
+//= A42a A42b
 #[test]
 fn probe_is_always_offered_and_so_always_answered() {
     assert!(Features::OFFERED.contains(Features::PROBE));
@@ -54,7 +54,7 @@ fn probe_is_always_offered_and_so_always_answered() {
     assert_eq!(bed.send(request::probe(EP)), Status::Ok);
 }
 
-// A43 A44 A45 A47 A48
+//= A43 A44 A45 A47 A48
 #[test]
 fn each_property_follows_the_one_before_and_zeroes_follow_the_last() {
     let mut bed = Bed::new();
@@ -70,7 +70,7 @@ fn each_property_follows_the_one_before_and_zeroes_follow_the_last() {
     assert_eq!(bytes, expected);
 }
 
-// A45
+//= A45
 #[test]
 fn a_full_list_of_properties_can_be_walked_to_its_end() {
     let mut bed = Bed::new();
@@ -88,7 +88,7 @@ fn a_full_list_of_properties_can_be_walked_to_its_end() {
     assert_eq!(starts, regions.iter().map(|region| region.range.start()).collect::<Vec<_>>());
 }
 
-// A47
+//= A47
 #[test]
 fn an_endpoint_without_properties_gets_zeroes_and_ok() {
     let mut bed = Bed::new();
@@ -103,7 +103,7 @@ fn properties_are_of_one_endpoint() {
     assert_eq!(properties(&mut bed, EP2), [0; PROBE_SIZE]);
 }
 
-// A49 A50
+//= A49 A50
 #[test]
 fn a_list_of_regions_that_no_device_may_give_is_refused_and_the_old_one_stays() {
     let mut bed = Bed::new();
@@ -120,7 +120,7 @@ fn a_list_of_regions_that_no_device_may_give_is_refused_and_the_old_one_stays() 
     bed.device.set_reserved(EndpointId(NOBODY), &[MSI]).expect("an unknown endpoint is ignored");
 }
 
-// A52
+//= A52
 #[test]
 fn an_attached_endpoint_reaches_no_guest_memory_through_a_reserved_region() {
     let mut bed = Bed::new();

@@ -21,7 +21,7 @@ fn after_a_reset_there_are_no_domains_and_no_mappings() {
     assert_eq!(bed.map(1, (0x1000, 0x1fff), 0x8000), Status::Ok);
 }
 
-// A6
+//= A6a A6b
 #[test]
 fn bypass_outlives_a_reset_of_the_device_and_not_one_of_the_machine() {
     for boot_bypass in [false, true] {

@@ -13,6 +13,7 @@ const CONFIG_SIZE: usize = 40;
 /// The end of the space that vhost-user knows.
 const SPACE_END: usize = 0x1000;
 
+//= A1 A2 A3
 #[test]
 fn exactly_the_documented_features_are_offered() {
     let served = Served::new();
@@ -38,6 +39,7 @@ fn a_feature_that_was_not_offered_ends_that_connection_alone() {
     served.assert_serves();
 }
 
+//= A4a A4b
 #[test]
 fn the_configuration_space_is_read_at_any_offset_and_in_any_size() {
     let served = Served::new();
@@ -67,6 +69,7 @@ fn bypass_is_written_as_one_byte_and_as_part_of_the_whole_space() {
     assert_eq!(front_end.config().expect("forty bytes").bypass, 1);
 }
 
+//= A7
 #[test]
 fn writes_that_make_no_sense_are_ignored() {
     let served = Served::new();

@@ -37,6 +37,7 @@ fn events_wait_for_the_drivers_first_request() {
     }
 }
 
+//= A57
 #[test]
 fn events_wait_for_buffers_and_the_driver_is_asked_to_kick_for_them() {
     for setup in [Setup::default(), Setup::plain()] {
@@ -55,6 +56,7 @@ fn events_wait_for_buffers_and_the_driver_is_asked_to_kick_for_them() {
     }
 }
 
+//= A56a
 #[test]
 fn a_buffer_that_cannot_hold_an_event_comes_back_empty_and_the_event_goes_into_the_next() {
     for setup in [Setup::default(), Setup::plain()] {

@@ -26,6 +26,7 @@ fn start_requests(vmm: &mut Vmm) {
     vmm.front_end.start_ring(0, vmm.driver.requests()).expect("started");
 }
 
+//= A6a
 #[test]
 fn a_device_reset_forgets_domains_and_keeps_bypass() {
     let served = Served::new();
@@ -73,6 +74,7 @@ fn requests_made_during_a_pause_are_served_after_it() {
     vmm.assert_keeps_page_0();
 }
 
+//= A6a
 #[test]
 fn rings_that_start_anew_tell_a_reset() {
     let served = Served::new();
@@ -127,6 +129,7 @@ fn a_ring_that_is_disabled_waits_and_goes_on_when_it_is_enabled() {
     vmm.assert_keeps_page_0();
 }
 
+//= A6b
 #[test]
 fn a_new_connection_is_a_new_machine() {
     let served = Served::with(&["--boot-bypass", "off"]);

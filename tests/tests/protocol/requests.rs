@@ -15,6 +15,7 @@ fn attach() -> Vec<u8> {
     wire::ReqAttach { head, domain, endpoint, flags: 0.into(), reserved: [0; 4] }.as_bytes().to_vec()
 }
 
+//= A8
 #[test]
 fn a_driver_attaches_maps_unmaps_detaches_and_probes() {
     let served = Served::new();
@@ -35,6 +36,7 @@ fn a_driver_attaches_maps_unmaps_detaches_and_probes() {
     }
 }
 
+//= A9a A9b A12
 #[test]
 fn a_known_request_is_answered_in_full_and_an_unknown_one_is_returned_unwritten() {
     let served = Served::new();

@@ -29,6 +29,7 @@ fn timed<T>(act: impl FnOnce() -> T) -> (T, Duration) {
     (act(), start.elapsed())
 }
 
+//= A26
 #[test]
 fn requests_that_take_access_away_wait_for_the_acknowledgement() {
     let (bed, mut guest, _vmm) = misbehaving(OnInvalidate::AcknowledgeAfter(DELAY));
@@ -118,6 +119,7 @@ fn no_entry_survives_an_unmap_that_races_with_misses() {
     });
 }
 
+//= A26
 #[test]
 fn no_entry_survives_a_move_between_domains_that_races_with_misses() {
     let bed = Bed::new();

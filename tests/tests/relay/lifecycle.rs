@@ -36,6 +36,7 @@ fn running() -> (Bed, Guest, DiskVmm) {
     (bed, guest, vmm)
 }
 
+//= A11
 #[test]
 fn after_a_reset_of_the_iommu_a_disk_keeps_its_translations_until_it_restarts() {
     let (bed, mut guest, mut vmm) = running();
@@ -57,6 +58,7 @@ fn after_a_reset_of_the_iommu_a_disk_keeps_its_translations_until_it_restarts() 
     assert_eq!(reached(&bed), BYPASS);
 }
 
+//= A11
 #[test]
 fn after_a_reset_of_the_iommu_an_attach_ends_what_lingers() {
     let (bed, mut guest, _vmm) = running();

@@ -42,6 +42,7 @@ fn a_read_request_goes_through_translations_of_ring_and_data() {
     assert!(events.iter().any(is_miss_of_a_ring), "ring addresses are not the IOVAs: {events:x?}");
 }
 
+//= A33a A33b
 #[test]
 fn a_forbidden_access_is_refused_and_the_driver_hears_of_it() {
     let bed = Bed::new();
@@ -97,6 +98,7 @@ fn a_mapping_over_two_regions_of_memory_reaches_both_and_nothing_past_them() {
     assert_eq!(next_fault(&mut guest, 0), (FAULT_R_UNKNOWN, FAULT_F_READ | FAULT_F_ADDRESS, iova + PAGE));
 }
 
+//= A14 A52
 #[test]
 fn a_bypass_domain_is_the_identity_and_leaves_nothing_behind() {
     let bed = Bed::new();
@@ -113,6 +115,7 @@ fn a_bypass_domain_is_the_identity_and_leaves_nothing_behind() {
     assert_eq!(next_fault(&mut guest, 0).0, FAULT_R_MAPPING);
 }
 
+//= A5
 #[test]
 fn before_any_driver_a_disk_works_untranslated() {
     let bed = Bed::new();
@@ -122,6 +125,7 @@ fn before_any_driver_a_disk_works_untranslated() {
     assert_eq!(vmm.read_sector(3), Ok([3; SECTOR]));
 }
 
+//= A11 A26
 #[test]
 fn without_boot_bypass_a_disk_reaches_nothing_until_it_is_attached() {
     let bed = Bed::with(&[Options::default()], &["--boot-bypass", "off"]);
@@ -137,6 +141,7 @@ fn without_boot_bypass_a_disk_reaches_nothing_until_it_is_attached() {
     assert!(is_refused(&bed.peek(0, SECRET.0)));
 }
 
+//= A11 A13
 #[test]
 fn a_driver_that_clears_bypass_takes_the_bypass_away() {
     let bed = Bed::new();
@@ -149,6 +154,7 @@ fn a_driver_that_clears_bypass_takes_the_bypass_away() {
     assert_eq!(bed.peek(0, SECRET.0), secret());
 }
 
+//= A51
 #[test]
 fn probe_reserves_the_holes_of_the_memory_table_and_the_doorbell() {
     let bed = Bed::new();
@@ -170,6 +176,7 @@ fn probe_reserves_the_holes_of_the_memory_table_and_the_doorbell() {
     has_status(mapped, Status::Inval);
 }
 
+//= A18a A20a A22
 #[test]
 fn two_disks_of_one_domain_share_it_and_two_of_two_are_isolated() {
     let bed = Bed::with(&[Options::default(); 2], &[]);

@@ -104,6 +104,8 @@ fn listen(path: Option<PathBuf>, fd: Option<i32>) -> Result<Listen, UsageError> 
 
 /// The granule, and above it the sizes of a large and a huge page: a guest then prefers to map in those.
 fn page_size_mask(granule: Granule) -> u64 {
+    //= virtio#devicenormative:IOMMU/Device configuration layout A4a A4b
+    // The granule is there in any case.
     let larger = [2 << 20, 1 << 30].into_iter().filter(|size| *size > granule.bytes());
     larger.fold(granule.bytes(), |mask, size| mask | size)
 }

@@ -22,6 +22,8 @@ impl Iommu {
                 let members = self.state().device().domain(domain).map(|domain| domain.endpoints().collect());
                 self.invalidate(members.unwrap_or_default(), range)
             }
+            //= virtio#devicenormative:IOMMU/DETACH request A26
+            // The request is answered only when the back-end has lost what it had cached.
             Change::Attach { endpoint, .. } | Change::Detach { endpoint, .. } => {
                 self.invalidate(vec![endpoint], IovaRange::ALL)
             }

@@ -98,6 +98,7 @@ mod tests {
         assert_eq!(ranges(&holes(range(0x10_0000, 0x1fff_ffff), &memory, MSI)), []);
     }
 
+    //= A50
     #[test]
     fn the_gap_below_4_gib_is_reserved_around_the_doorbell() {
         let memory = [range(0, 0x7fff_ffff), range(0x1_0000_0000, 0x1_7fff_ffff)];
@@ -111,6 +112,7 @@ mod tests {
         assert_eq!(ranges(&holes), [(0, 0xfff), (0x2000, u64::MAX)]);
     }
 
+    //= A50
     #[test]
     fn more_holes_than_a_probe_reply_holds_are_merged_and_never_cover_the_doorbell() {
         for doorbell in [0xfee0_0000u64, 0x17_8000, 0x3_8000] {

@@ -115,6 +115,8 @@ impl State {
     }
 
     pub fn connected(&mut self) {
+        //= virtio#devicenormative:IOMMU/Device configuration layout A6b
+        // No VMM tells of a reset of the machine; one that connects has powered it on.
         self.device.reset();
         self.device.restore_boot_bypass();
         self.is_connected = true;
@@ -136,6 +138,8 @@ impl State {
 
     pub fn lookup(&self, endpoint: EndpointId, iova: Iova, access: Access) -> Result<Extent, Fault> {
         let refuse = |reason| Fault { endpoint, address: iova, access, reason };
+        //= virtio#devicenormative:IOMMU/Device operations A11
+        // What lingers is the last address space; an IOVA of it is never taken for a GPA.
         match self.serving.get(&endpoint) {
             _ if !self.is_connected => Err(refuse(FaultReason::Domain)),
             Some(Serving::Lingering(domain)) => {

@@ -120,6 +120,8 @@ impl Conversation<'_> {
             return None;
         }
         let relay = self.relay;
+        //= virtio#devicenormative:IOMMU/RESVMEM A52
+        // Nothing can be mapped in a reserved region, and no memory is there either: untranslated it leads nowhere.
         let extent = relay.iommu.translate(relay.endpoint, Iova(miss.iova), wanted(miss)).ok()?;
         let Some(Placed { range, user_address }) = self.memory.place(&extent, miss.iova) else {
             relay.iommu.report(self.fault(miss));
@@ -127,6 +129,8 @@ impl Conversation<'_> {
         };
         // A region's size fits, and the entry is no larger.
         let size = range.span().saturating_add(1);
+        //= virtio#devicenormative:IOMMU/MAP request A33a
+        // A back-end gets no right that the mapping does not give.
         let access = message::Access(extent.access.bits() as u8);
         Some(IotlbMessage::update(range.start(), size, user_address, access))
     }

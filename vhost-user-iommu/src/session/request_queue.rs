@@ -43,6 +43,8 @@ impl Queues {
             let reply = self.iommu.request(&buffers.readable, buffers.writable_size());
             buffers.write(memory, &reply.bytes).ok()
         });
+        //= virtio#devicenormative:IOMMU/Device operations A9a A9b A12
+        // The length is that of the answer: nothing, if there is none.
         written.unwrap_or_else(|| {
             self.broken.log(|| "a request's buffers are malformed or outside of memory".to_owned());
             0

@@ -9,16 +9,20 @@ use crate::{Change, DomainId, EndpointId, Reject};
 use super::{Device, Verdict};
 
 impl Device {
-    //= virtio#devicenormative:IOMMU/ATTACH request
-    // What does not exist or does not fit is refused; an endpoint that is attached elsewhere moves.
     pub(super) fn check_attach(&self, id: EndpointId, to: DomainId, bypass: bool) -> Result<Verdict, Reject> {
+        //= virtio#devicenormative:IOMMU/ATTACH request A17
+        // Only endpoints behind this device can be attached.
         let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
         if !self.config.domain_ids.contains(&to.0) {
             return Err(Reject::DomainRange(to));
         }
         match self.domains.get(&to) {
+            //= virtio#devicenormative:IOMMU/ATTACH request A19
+            // The driver means another kind of domain than there is.
             Some(domain) if domain.is_bypass() != bypass => return Err(Reject::BypassMismatch(to)),
             Some(_) if endpoint.domain == Some(to) => return Ok(Verdict::Nothing),
+            //= virtio#devicenormative:IOMMU/ATTACH request A18a A18b A20c A21a A21b
+            // Endpoints share a domain, or move to it, unless one reserves what it maps.
             Some(domain) => {
                 let maps_reserved =
                     |space: &Mappings| endpoint.reserved.ranges().any(|range| space.overlaps(&range));
@@ -31,10 +35,10 @@ impl Device {
         Ok(Verdict::Change(Change::Attach { endpoint: id, from: endpoint.domain, to, bypass }))
     }
 
-    //= virtio#devicenormative:IOMMU/DETACH request
-    // The endpoint has to be in the domain that is named; but Linux calls its identity domain 0 here, whatever
-    // id it attached it by.
     pub(super) fn check_detach(&self, id: EndpointId, named: DomainId) -> Result<Verdict, Reject> {
+        //= virtio#devicenormative:IOMMU/DETACH request A24 A25
+        // The endpoint has to exist, and to be in the domain that is named; but Linux calls its identity domain 0 here,
+        // whatever id it attached it by.
         let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
         let from = endpoint.domain.ok_or(Reject::NotAttached(id, named))?;
         let is_bypass = self.domains.get(&from).is_some_and(Domain::is_bypass);
@@ -46,6 +50,8 @@ impl Device {
     }
 
     pub(super) fn commit_attach(&mut self, id: EndpointId, to: DomainId, bypass: bool) {
+        //= virtio#devicenormative:IOMMU/ATTACH request A20a A20b A22
+        // A move is a DETACH and an ATTACH, and after either the endpoint is in the domain.
         self.commit_detach(id);
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             endpoint.domain = Some(to);
@@ -61,6 +67,8 @@ impl Device {
 
     /// A domain ends with its last endpoint, and its mappings with it.
     pub(super) fn commit_detach(&mut self, id: EndpointId) {
+        //= virtio#devicenormative:IOMMU/DETACH request A26 A27
+        // The endpoint loses its way to the domain, and the domain its mappings with the last endpoint.
         let Some(from) = self.endpoints.get_mut(&id).and_then(|endpoint| endpoint.domain.take()) else {
             return;
         };
@@ -79,11 +87,12 @@ impl Device {
     fn check_room_for_domain(&self, leaves: Option<DomainId>, bypass: bool) -> Result<(), Reject> {
         let domains_max = self.config.limits.domains_max;
         let old = leaves.and_then(|domain| self.domains.get(&domain));
-        let ends = old.is_some_and(|domain| domain.endpoints.len() == 1);
-        let left = self.domains.len().saturating_sub(usize::from(ends));
+        let ending = old.filter(|domain| domain.endpoints.len() == 1);
+        let left = self.domains.len().saturating_sub(usize::from(ending.is_some()));
         if left >= domains_max {
             return Err(Reject::DomainLimit(domains_max));
         }
-        if bypass { Ok(()) } else { self.check_room_for_bytes(Mappings::EMPTY_BYTES_MAX) }
+        let freed = ending.map_or(0, Domain::mapping_bytes);
+        if bypass { Ok(()) } else { self.check_room_for_bytes(Mappings::EMPTY_BYTES_MAX, freed) }
     }
 }

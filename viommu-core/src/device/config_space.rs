@@ -37,7 +37,7 @@ impl Device {
     /// write are ignored, as is a value that is neither 0 nor 1, and everything without BYPASS_CONFIG.
     pub fn begin_config_write(&mut self, offset: usize, data: &[u8]) -> Option<Change> {
         self.set_under_way(None);
-        //= virtio#devicenormative:IOMMU/Device configuration layout
+        //= virtio#devicenormative:IOMMU/Device configuration layout A7
         // The field never shows anything but 0 and 1.
         let value = BYPASS_OFFSET.checked_sub(offset).and_then(|at| data.get(at));
         let enabled = match value {

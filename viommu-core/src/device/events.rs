@@ -12,6 +12,8 @@ impl Device {
     ///
     /// A fault of an endpoint that does not exist is dropped too: a driver could not tell what it means.
     pub fn report(&mut self, fault: Fault) -> bool {
+        //= virtio#devicenormative:IOMMU/Fault reporting A54
+        // No event names an endpoint that is not there.
         let queued = self.endpoints.contains_key(&fault.endpoint)
             && self.faults.push(fault, self.config.limits.faults_max);
         if !queued {

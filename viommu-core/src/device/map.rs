@@ -8,7 +8,6 @@ use crate::{Change, DomainId, IovaRange, Reject, Target};
 use super::{Device, Verdict};
 
 impl Device {
-    //= virtio#devicenormative:IOMMU/MAP request
     // The order of the checks is ours: the domain, then the range by itself, then what is there already.
     pub(super) fn check_map(
         &self,
@@ -18,11 +17,13 @@ impl Device {
     ) -> Result<Verdict, Reject> {
         let mappings = self.paging_domain(id)?;
         self.check_map_range(range, target)?;
-        //= virtio#devicenormative:IOMMU/RESV_MEM
+        //= virtio#devicenormative:IOMMU/RESVMEM A51
         // What one endpoint of the domain reserves cannot be mapped for any of them.
         if self.is_reserved(id, &range) {
             return Err(Reject::ReservedRegion(range));
         }
+        //= virtio#devicenormative:IOMMU/MAP request A29
+        // A mapping is never replaced.
         if mappings.overlaps(&range) {
             return Err(Reject::Overlap(range));
         }
@@ -30,11 +31,11 @@ impl Device {
         if self.mapping_count >= mappings_max {
             return Err(Reject::MappingLimit(mappings_max));
         }
-        self.check_room_for_bytes(Mappings::GROWTH_MAX)?;
+        self.check_room_for_bytes(Mappings::GROWTH_MAX, 0)?;
         Ok(Verdict::Change(Change::Map { domain: id, range, target }))
     }
 
-    //= virtio#devicenormative:IOMMU/UNMAP request
+    //= virtio#devicenormative:IOMMU/UNMAP request A38a A38b A39
     // Holes are no error; a mapping that would be cut is, and then nothing goes.
     pub(super) fn check_unmap(&self, id: DomainId, range: IovaRange) -> Result<Verdict, Reject> {
         let mappings = self.paging_domain(id)?;
@@ -66,21 +67,27 @@ impl Device {
         self.mapping_bytes = self.mapping_bytes.saturating_sub(bytes).saturating_add(mappings.bytes_max());
     }
 
-    /// Whether the mappings of all domains together may take so many bytes more.
-    pub(super) fn check_room_for_bytes(&self, more: usize) -> Result<(), Reject> {
+    /// Whether the mappings of all domains together may take so many bytes more when others are freed.
+    pub(super) fn check_room_for_bytes(&self, more: usize, freed: usize) -> Result<(), Reject> {
         let bytes_max = self.config.limits.mapping_bytes_max;
-        if self.mapping_bytes.saturating_add(more) > bytes_max {
+        if self.mapping_bytes.saturating_sub(freed).saturating_add(more) > bytes_max {
             return Err(Reject::MappingMemory(bytes_max));
         }
         Ok(())
     }
 
     fn paging_domain(&self, id: DomainId) -> Result<&Mappings, Reject> {
+        //= virtio#devicenormative:IOMMU/MAP request A31 A32
+        // Only what exists and is no bypass domain has mappings.
+        //= virtio#devicenormative:IOMMU/UNMAP request A36 A37
+        // The same for what takes them away.
         let domain = self.domains.get(&id).ok_or(Reject::NoDomain(id))?;
         domain.paging().ok_or(Reject::BypassDomain(id))
     }
 
     fn check_map_range(&self, range: IovaRange, target: Target) -> Result<(), Reject> {
+        //= virtio#devicenormative:IOMMU/MAP request A28
+        // Both ends, and the target.
         let granule = self.granule;
         if !granule.is_start(range.start())
             || !granule.is_last(range.last())

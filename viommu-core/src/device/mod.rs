@@ -119,6 +119,8 @@ impl Device {
         Ok(Device {
             granule,
             negotiated: Features::empty(),
+            //= virtio#devicenormative:IOMMU/Device configuration layout A5
+            // Firmware may need its disks before there is a driver.
             bypass: config.boot_bypass,
             endpoints,
             domains: BTreeMap::new(),
@@ -170,8 +172,8 @@ impl Device {
     /// A change that was begun and never finished counts as refused by the host.
     pub fn begin(&mut self, readable: &[u8], writable: usize) -> Step {
         self.set_under_way(None);
-        //= virtio#devicenormative:IOMMU/Device operations
-        // A type that is not recognised, or no room for a status: nothing is written.
+        //= virtio#devicenormative:IOMMU/Device operations A9a A9b A10a A12
+        // A type that is not recognised, or no room for a status: nothing is written. The rest of the head is ignored.
         let row = readable.first().and_then(|kind| request::row(RequestType(*kind), self.negotiated));
         let Some((row, form)) = row.and_then(|row| Some((row, Form::of(row, writable)?))) else {
             return Step::Done(Reply::unrecognised());
@@ -210,7 +212,7 @@ impl Device {
     ///
     /// Gives back what endpoints were attached to, for an outside whose endpoints go on for a while.
     pub fn reset(&mut self) -> Vec<Lingering> {
-        //= virtio#devicenormative:IOMMU/Device configuration layout
+        //= virtio#devicenormative:IOMMU/Device configuration layout A6a
         // The bypass field outlives a device reset.
         self.set_under_way(None);
         self.mapping_count = 0;
@@ -231,6 +233,8 @@ impl Device {
 
     /// Gives `bypass` its value of power-on again, as a reset of the whole machine does.
     pub fn restore_boot_bypass(&mut self) {
+        //= virtio#devicenormative:IOMMU/Device configuration layout A6b
+        // The machine begins anew, and with it the firmware.
         self.bypass = self.config.boot_bypass;
     }
 

@@ -56,6 +56,8 @@ impl Form {
 
     pub(super) fn check_room(self) -> Result<(), Reject> {
         if self.writable < self.size {
+            //= virtio#devicenormative:IOMMU/PROBE request A46a A46b
+            // Refused before anybody asks for properties.
             return Err(Reject::ReplyTooShort { got: self.writable, needed: self.size });
         }
         Ok(())
@@ -77,6 +79,8 @@ impl Form {
     fn reply(self, body: Vec<u8>, status: Status, rejected: Option<Reject>) -> Reply {
         let size = self.size.min(self.writable);
         let mut bytes = if body.is_empty() { vec![0; size] } else { body };
+        //= virtio#devicenormative:IOMMU/Device operations A8 A10b
+        // Of the tail only the status is ever set.
         bytes.resize(size, 0);
         if let Some(at) = size.checked_sub(TAIL_SIZE).and_then(|at| bytes.get_mut(at)) {
             *at = status as u8;

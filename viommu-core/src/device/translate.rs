@@ -25,11 +25,13 @@ impl Device {
     pub fn lookup(&self, endpoint: EndpointId, iova: Iova, access: Access) -> Result<Extent, Fault> {
         let refuse = |reason| Fault { endpoint, address: iova, access, reason };
         let known = self.endpoints.get(&endpoint).ok_or(refuse(FaultReason::Domain))?;
+        //= virtio#devicenormative:IOMMU/DETACH request A26
+        // From the moment that a DETACH, or a move, is checked nothing of the old domain is given out any more.
         if self.is_moving(endpoint) {
             return Err(refuse(FaultReason::Domain));
         }
         let Some(id) = known.domain else {
-            //= virtio#devicenormative:IOMMU/Device operations
+            //= virtio#devicenormative:IOMMU/Device operations A11 A13
             // Unattached endpoints reach guest memory only if `bypass` says so.
             return if self.unattached_bypass() {
                 Ok(Extent::IDENTITY)

@@ -11,7 +11,7 @@
 //!   │     │ bytes in, bytes out                                                    │
 //!   │ iommu/     the device as all threads share it; one change at a time          │
 //!   │     │                                                                        │
-//!   │ viommu-core   Device: begin, finish, lookup      no fd, thread, lock, clock  │
+//!   │ viommu-core   Device: begin, finish, lookup      no fd, thread, clock        │
 //!   │     │ Change                                                                 │
 //!   │ relay/     between the VMM and another device's back-end: its IOTLB          │
 //!   └──────────────────────────────────────────────────────────────────────────────┘
@@ -43,6 +43,10 @@
 //!
 //! **Invariant:** what a back-end may cache is decided and sent by the thread that also sends it invalidations, in
 //! that order. So an entry is either sent before the invalidation that takes it away, or refused.
+//!
+//! The device itself is one thread's at a time. What a domain maps can be read by others while it changes, without
+//! the device: [`mapping::Reader`](crate::mapping::Reader) says how, and is the one place of `viommu-core` where
+//! threads meet.
 //!
 //! # Trust
 //!

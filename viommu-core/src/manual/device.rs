@@ -30,6 +30,13 @@
 //! | a limit is reached, or the host is out of memory or of space | NOMEM |
 //! | a back-end failed | DEVERR |
 //!
+//! # Limits
+//!
+//! A guest can make the device hold so much and no more: domains, mappings, the memory that mappings take (it depends on
+//! how they lie, see [`mapping`](crate::mapping)), faults that wait ([`Limits`](crate::Limits)). The limit on memory is
+//! held against the most that the present mappings can come to take, so a request that removes some is never refused
+//! for it. Granules are 4 KiB or more.
+//!
 //! # Choices
 //!
 //! - ATTACH of an endpoint that is in another domain moves it. A domain ends with its last endpoint.

@@ -2,7 +2,7 @@
 
 //! A tree copied to a space of its own size: what fragmentation and shrinking cost is paid back here.
 
-use super::node::{Holds, Node, NodeRef};
+use super::node::{Head, Node, NodeRef, Table, digits};
 use super::tree::{Slot, Tree};
 
 impl Tree {
@@ -30,24 +30,28 @@ impl Tree {
             Node::None => node,
             Node::Lone(at) => self.new_lone(from.lone_entry(at)),
             Node::Leaf(table) => {
-                let bitmap = from.bitmap(table);
-                let mut copy = self.new_table(Holds::Values, from.head(table), bitmap);
-                for (digit, item) in from.items(table, bitmap) {
-                    let item = self.new_item(from.item_entry(0, item));
-                    self.fill(&mut copy, [(digit, item)]);
-                }
-                copy.finished()
+                self.copied_table(from, table, |tree, item, _| tree.new_item(from.item_entry(0, item)))
             }
-            Node::Inner(table) => {
-                let (head, bitmap) = (from.head(table), from.bitmap(table));
-                let mut copy = self.new_table(Holds::Nodes, head, bitmap);
-                for (digit, item) in from.items(table, bitmap) {
-                    let child = self.copied(from, NodeRef(item as u32));
-                    let child = self.fitted(child, Some(head.shift()));
-                    self.fill(&mut copy, [(digit, child.0.into())]);
-                }
-                copy.finished()
-            }
+            Node::Inner(table) => self.copied_table(from, table, |tree, item, head| {
+                let child = tree.copied(from, NodeRef(item as u32));
+                tree.fitted(child, Some(head.shift())).0.into()
+            }),
         }
+    }
+
+    /// A table with the copies of its items, which `copied` makes.
+    fn copied_table(
+        &mut self,
+        from: &Tree,
+        table: Table,
+        copied: impl Fn(&mut Tree, u64, Head) -> u64,
+    ) -> NodeRef {
+        let (head, bitmap) = (from.head(table), from.bitmap(table));
+        let copy = self.new_table(table.holds(), head, bitmap);
+        for digit in digits(bitmap) {
+            let item = copied(self, from.item(table, digit), head);
+            copy.set_item(self.words(copy), digit, item);
+        }
+        copy.reference(true)
     }
 }

@@ -45,7 +45,8 @@ fn below_inner(arena: &Arena, at: NodeRef, key: u64) -> Result<Option<Entry>, To
     }
 }
 
-/// The same as [`floor`], all the way.
+/// The same as [`floor`], all the way. Kept apart, so that the short way stays short.
+#[inline(never)]
 fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
     // The inner nodes passed, to go back to when there is nothing at or below the key further down.
     let mut passed = [0; DIGITS];

@@ -34,7 +34,7 @@ impl Tree {
                 let lone = self.new_lone(entry);
                 return self.add(slot, at, table, digit, lone.0.into());
             }
-            slot = Slot::Item(table, digit);
+            slot = Slot::Item(table, digit, shift);
             at = child;
         }
         let both = match at.node() {
@@ -86,9 +86,10 @@ impl Tree {
 
     /// A table of two items, each with its digit.
     fn new_pair(&mut self, holds: Holds, head: Head, one: (u32, u64), two: (u32, u64)) -> NodeRef {
-        let mut pair = self.new_table(holds, head, bit(one.0) | bit(two.0));
-        let (low, high) = if one.0 < two.0 { (one, two) } else { (two, one) };
-        self.fill(&mut pair, [low, high]);
-        pair.finished()
+        let pair = self.new_table(holds, head, bit(one.0) | bit(two.0));
+        for (digit, item) in [one, two] {
+            pair.set_item(self.words(pair), digit, item);
+        }
+        pair.reference(true)
     }
 }

@@ -292,19 +292,16 @@ impl Table {
         Ok(Some((digit, self.item_at(arena, self.place(bitmap, digit))?)))
     }
 
-    /// The items in order, each with its digit, of a table at the beginning of `words`.
-    pub(super) fn items(self, words: Words<'_>, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
-        (0u32..).zip(digits(bitmap)).map(move |(rank, digit)| {
-            let place = if self.is_full() { digit } else { rank };
-            let item = match self.holds() {
-                Holds::Values => words.load(ITEMS.wrapping_add(place)).unwrap_or(0),
-                Holds::Nodes => {
-                    let pair = words.load(ITEMS.wrapping_add(place / 2)).unwrap_or(0);
-                    pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF
-                }
-            };
-            (digit, item)
-        })
+    /// The item at a place of a table at the beginning of `words`. For the one writer.
+    #[inline]
+    pub(super) fn item_in(self, words: Words<'_>, place: u32) -> u64 {
+        match self.holds() {
+            Holds::Values => words.load(ITEMS.wrapping_add(place)).unwrap_or(0),
+            Holds::Nodes => {
+                let pair = words.load(ITEMS.wrapping_add(place / 2)).unwrap_or(0);
+                pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF
+            }
+        }
     }
 
     /// The item at a place, which is its digit in a full table and its rank in a packed one.
@@ -320,8 +317,9 @@ impl Table {
         }
     }
 
-    /// Replaces the item of `digit`, which the bitmap has.
-    pub(super) fn set_item(self, words: Words<'_>, bitmap: u64, digit: u32, item: u64) {
+    /// Replaces the item of `digit`, for which there is a place, of a table at the beginning of `words`.
+    pub(super) fn set_item(self, words: Words<'_>, digit: u32, item: u64) {
+        let bitmap = if self.is_full() { 0 } else { words.load(1).unwrap_or(0) };
         self.set_item_at(words, self.place(bitmap, digit), item, Ordering::Release);
     }
 

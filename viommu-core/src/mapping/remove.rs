@@ -39,13 +39,13 @@ impl Tree {
                 break;
             }
             parent = Some((slot, at, table));
-            slot = Slot::Item(table, digit(keys.first, shift));
+            slot = Slot::Item(table, digit(keys.first, shift), shift);
             at = self.child(table, digit(keys.first, shift));
         }
         let (left, removed) = self.without(at, keys);
         match (parent, slot) {
             _ if left == at => {}
-            (Some((above, node, table)), Slot::Item(_, digit)) if left == NodeRef::NONE => {
+            (Some((above, node, table)), Slot::Item(_, digit, _)) if left == NodeRef::NONE => {
                 // The parent has other children, and so does not end.
                 let smaller = self.shrink(node, table, self.bitmap(table) & !bit(digit));
                 if smaller != node {
@@ -94,17 +94,17 @@ impl Tree {
     }
 
     fn inner_without(&mut self, node: NodeRef, table: Table, keys: Keys) -> (NodeRef, usize) {
-        let bitmap = self.bitmap(table);
+        let (head, bitmap) = (self.head(table), self.bitmap(table));
         let mut left = bitmap;
         let mut removed = 0usize;
-        for digit in digits(digits_among(self.head(table), keys) & bitmap) {
+        for digit in digits(digits_among(head, keys) & bitmap) {
             let child = self.child(table, digit);
             let (smaller, count) = self.without(child, keys);
             removed = removed.saturating_add(count);
             if smaller == NodeRef::NONE {
                 left &= !bit(digit);
             } else if smaller != child {
-                self.put(Slot::Item(table, digit), smaller);
+                self.put(Slot::Item(table, digit, head.shift()), smaller);
             }
         }
         (self.shrink(node, table, left), removed)

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, Shared, Words};
 use super::find;
-use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, below, bit, digits, next_lower};
+use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digits, next_lower};
 use super::space::Space;
 use super::value::{Entry, LONG_WORDS, is_long};
 
@@ -29,8 +29,8 @@ pub(super) struct Tree {
 pub(super) enum Slot {
     /// At the root.
     Root,
-    /// In an inner node, as the item of a digit.
-    Item(Table, u32),
+    /// In an inner node, as the item of a digit, which begins at this bit.
+    Item(Table, u32, u32),
 }
 
 impl Tree {
@@ -89,11 +89,6 @@ impl Tree {
         self.arena().shortcuts.to(key)
     }
 
-    /// The items of a table, in order, with their digits.
-    pub(super) fn items(&self, table: Table, bitmap: u64) -> impl Iterator<Item = (u32, u64)> {
-        table.items(self.words(table), bitmap)
-    }
-
     /// Puts a node in a place in which there is one already, or at the root.
     pub(super) fn put(&mut self, slot: Slot, node: NodeRef) {
         match slot {
@@ -101,9 +96,9 @@ impl Tree {
                 let root = self.fitted(node, None);
                 self.space.words(0).store(0, root.0.into(), Ordering::Release);
             }
-            Slot::Item(table, digit) => {
-                let item = self.fitted(node, Some(self.head(table).shift())).0;
-                table.set_item(self.words(table), self.bitmap(table), digit, item.into());
+            Slot::Item(table, digit, shift) => {
+                let item = self.fitted(node, Some(shift)).0;
+                table.set_item(self.words(table), digit, item.into());
             }
         }
     }
@@ -111,10 +106,8 @@ impl Tree {
     /// The reference of a node as a parent whose digit begins at `parent` holds it, or the root.
     pub(super) fn fitted(&self, node: NodeRef, parent: Option<u32>) -> NodeRef {
         match node.node() {
-            Node::Leaf(table) | Node::Inner(table) => {
-                let next = parent.map(next_lower);
-                table.reference(next != Some(self.head(table).shift()))
-            }
+            Node::Leaf(table) => table.reference(parent != Some(ABOVE_LEAVES)),
+            Node::Inner(table) => table.reference(parent.map(next_lower) != Some(self.head(table).shift())),
             Node::None | Node::Lone(_) => node,
         }
     }
@@ -142,8 +135,8 @@ impl Tree {
         at.into()
     }
 
-    /// A table that `fill` is to give the items for the digits of `bitmap`, all of them and in order.
-    pub(super) fn new_table(&mut self, holds: Holds, head: Head, bitmap: u64) -> Filling {
+    /// A table for the digits of `bitmap`, which readers do not know yet and which has no items yet.
+    pub(super) fn new_table(&mut self, holds: Holds, head: Head, bitmap: u64) -> Table {
         let count = bitmap.count_ones();
         let shape = Table::shape(holds, count);
         let size = shape.words(count);
@@ -151,23 +144,29 @@ impl Tree {
         let words = self.words(table);
         words.store(0, head.0, Ordering::Relaxed);
         words.store(1, bitmap, Ordering::Relaxed);
+        // Values are stored whole, and each place of a packed table gets one.
         if table.is_full() || holds == Holds::Nodes {
             (2..size).for_each(|index| words.store(index, 0, Ordering::Relaxed));
         }
         if self.is_of_shortcuts(table) {
-            // Readers that come before it is filled look from the root.
+            // Readers that come before it has items look from the root.
             self.arena().shortcuts.enter(head.prefix(), table.reference(false));
         }
-        Filling { table, rank: 0 }
+        table
     }
 
-    pub(super) fn fill(&self, filling: &mut Filling, items: impl IntoIterator<Item = (u32, u64)>) {
-        let table = filling.table;
-        let words = self.words(table);
-        for (digit, item) in items {
-            let place = if table.is_full() { digit } else { filling.rank };
-            filling.rank = filling.rank.wrapping_add(1);
-            table.set_item_at(words, place, item, Ordering::Relaxed);
+    /// Gives a new table the items that it shares with an old one.
+    fn fill(&self, table: Table, bitmap: u64, old: Table, old_bitmap: u64) {
+        let (to, from) = (self.words(table), self.words(old));
+        let (mut rank, mut old_rank) = (0, 0);
+        for digit in digits(bitmap | old_bitmap) {
+            let (is_new, is_old) = (bitmap & bit(digit) != 0, old_bitmap & bit(digit) != 0);
+            if is_new && is_old {
+                let item = old.item_in(from, if old.is_full() { digit } else { old_rank });
+                table.set_item_at(to, if table.is_full() { digit } else { rank }, item, Ordering::Relaxed);
+            }
+            rank = rank.wrapping_add(u32::from(is_new));
+            old_rank = old_rank.wrapping_add(u32::from(is_old));
         }
     }
 
@@ -180,7 +179,7 @@ impl Tree {
         if table.is_full() && !table.is_too_empty(left.count_ones()) {
             let words = self.words(table);
             words.store(1, left, Ordering::Release);
-            digits(bitmap & !left).for_each(|digit| table.set_item(words, bitmap, digit, 0));
+            digits(bitmap & !left).for_each(|digit| table.set_item(words, digit, 0));
             return node;
         }
         let smaller = match (left.checked_ilog2(), left.count_ones()) {
@@ -194,10 +193,9 @@ impl Tree {
                 lone
             }
             _ => {
-                let mut smaller = self.new_table(table.holds(), self.head(table), left);
-                let kept = self.items(table, bitmap).filter(|(digit, _)| left & bit(*digit) != 0);
-                self.fill(&mut smaller, kept);
-                smaller.finished()
+                let smaller = self.new_table(table.holds(), self.head(table), left);
+                self.fill(smaller, left, table, bitmap);
+                smaller.reference(true)
             }
         };
         self.retire(table, bitmap);
@@ -210,16 +208,15 @@ impl Tree {
         let more = bitmap | bit(added);
         if table.is_full() {
             // A reader that sees the bit finds the item.
-            table.set_item(self.words(table), more, added, item);
+            table.set_item(self.words(table), added, item);
             self.words(table).store(1, more, Ordering::Release);
             return node;
         }
-        let mut larger = self.new_table(table.holds(), self.head(table), more);
-        self.fill(&mut larger, self.items(table, bitmap & below(added)));
-        self.fill(&mut larger, [(added, item)]);
-        self.fill(&mut larger, self.items(table, bitmap).skip_while(|(digit, _)| *digit < added));
+        let larger = self.new_table(table.holds(), self.head(table), more);
+        self.fill(larger, more, table, bitmap);
+        larger.set_item(self.words(larger), added, item);
         self.retire(table, bitmap);
-        larger.finished()
+        larger.reference(true)
     }
 
     pub(super) fn retire_lone(&mut self, node: NodeRef) {
@@ -250,22 +247,7 @@ impl Tree {
         self.space.arena()
     }
 
-    fn words(&self, table: Table) -> Words<'_> {
+    pub(super) fn words(&self, table: Table) -> Words<'_> {
         self.space.words(table.at())
-    }
-}
-
-/// A table that readers do not know yet and that gets its items.
-#[derive(Debug)]
-pub(super) struct Filling {
-    table: Table,
-    /// Items so far.
-    rank: u32,
-}
-
-impl Filling {
-    /// Its reference, which fits no place yet.
-    pub(super) fn finished(self) -> NodeRef {
-        self.table.reference(true)
     }
 }

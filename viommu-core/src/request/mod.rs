@@ -107,7 +107,7 @@ fn range(start: u64, last: u64) -> Result<IovaRange, Reject> {
 
 fn attach(readable: &[u8], negotiated: Features) -> Result<Request, Reject> {
     let wire: wire::ReqAttach = structure(readable)?;
-    //= virtio#devicenormative:IOMMU/ATTACH request
+    //= virtio#devicenormative:IOMMU/ATTACH request A15 A16
     // Neither a set reserved field nor an unknown flag is let through.
     if wire.reserved != [0; 4] {
         return Err(Reject::Reserved);
@@ -122,7 +122,7 @@ fn attach(readable: &[u8], negotiated: Features) -> Result<Request, Reject> {
 }
 
 fn detach(readable: &[u8], _: Features) -> Result<Request, Reject> {
-    //= virtio#devicenormative:IOMMU/DETACH request
+    //= virtio#devicenormative:IOMMU/DETACH request A23
     // The reserved field is not looked at.
     let wire: wire::ReqDetach = structure(readable)?;
     Ok(Request::Detach { endpoint: EndpointId(wire.endpoint.get()), domain: DomainId(wire.domain.get()) })
@@ -130,7 +130,7 @@ fn detach(readable: &[u8], _: Features) -> Result<Request, Reject> {
 
 fn map(readable: &[u8], negotiated: Features) -> Result<Request, Reject> {
     let wire: wire::ReqMap = structure(readable)?;
-    //= virtio#devicenormative:IOMMU/MAP request
+    //= virtio#devicenormative:IOMMU/MAP request A30
     // A flag whose feature was not negotiated is as unknown as one that does not exist.
     let mmio_exists = negotiated.contains(Features::MMIO);
     let known = Access::all().bits() | if mmio_exists { wire::MAP_F_MMIO } else { 0 };
@@ -148,7 +148,7 @@ fn map(readable: &[u8], negotiated: Features) -> Result<Request, Reject> {
 
 fn unmap(readable: &[u8], _: Features) -> Result<Request, Reject> {
     let wire: wire::ReqUnmap = structure(readable)?;
-    //= virtio#devicenormative:IOMMU/UNMAP request
+    //= virtio#devicenormative:IOMMU/UNMAP request A35a A35b
     // Of the two permitted answers to a set reserved field, the one that changes nothing.
     if wire.reserved != [0; 4] {
         return Err(Reject::Reserved);
@@ -160,7 +160,7 @@ fn unmap(readable: &[u8], _: Features) -> Result<Request, Reject> {
 }
 
 fn probe(readable: &[u8], _: Features) -> Result<Request, Reject> {
-    //= virtio#devicenormative:IOMMU/PROBE request
+    //= virtio#devicenormative:IOMMU/PROBE request A40
     // The reserved field is not looked at.
     let wire: wire::ReqProbe = structure(readable)?;
     Ok(Request::Probe { endpoint: EndpointId(wire.endpoint.get()) })

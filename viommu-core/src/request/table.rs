@@ -44,9 +44,9 @@ pub struct Row {
     pub(super) parse: fn(&[u8], Features) -> Result<Request, Reject>,
 }
 
+//= virtio#devicenormative:IOMMU/PROBE request A42a A42b
+// PROBE asks for no negotiated feature: what counts is that the device offers it.
 /// The request types.
-///
-/// PROBE asks for no negotiated feature: the device goes by having offered it.
 #[rustfmt::skip]
 pub static TABLE: [Row; 5] = [
     Row { kind: RequestType::ATTACH, name: "ATTACH", readable_size: size_of::<wire::ReqAttach>(), answer: Answer::Tail,
