@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -50,9 +51,10 @@ pub fn run(data: &[u8]) {
     let mut machine = Machine::new(&mut input);
     thread::scope(|scope| {
         let (running, ended) = mpsc::channel::<()>();
-        let rings = machine.rings.clone();
-        scope.spawn(move || stop_when_overdue(&ended, &rings));
-        while !input.is_empty() {
+        let (rings, is_overdue) = (machine.rings.clone(), Arc::new(AtomicBool::default()));
+        let patience = is_overdue.clone();
+        scope.spawn(move || stop_when_overdue(&ended, &rings, &patience));
+        while !input.is_empty() && !is_overdue.load(Ordering::Relaxed) {
             machine.step(&mut input);
         }
         drop(running);
@@ -60,9 +62,14 @@ pub fn run(data: &[u8]) {
     machine.assert_serves_good_rings();
 }
 
-fn stop_when_overdue(ended: &Receiver<()>, rings: &[Ring]) {
-    if ended.recv_timeout(VMM_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+/// The VMM waits; then it stops the rings, and the life of the rings ends when that has worked.
+fn stop_when_overdue(ended: &Receiver<()>, rings: &[Ring], is_overdue: &AtomicBool) {
+    let mut patience = VMM_PATIENCE;
+    while ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+        is_overdue.store(true, Ordering::Relaxed);
         rings.iter().for_each(|ring| ring.set_queue_ready(false));
+        // The step that was under way may be one that starts a ring.
+        patience = Duration::from_millis(1);
     }
 }
 
