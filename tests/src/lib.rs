@@ -9,4 +9,5 @@ pub mod fuzz;
 pub mod guest;
 pub mod iotlb_disk;
 pub mod model;
+pub mod peers;
 pub mod scene;
