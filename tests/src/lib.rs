@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod driver;
 pub mod front_end;
+pub mod fuzz;
 pub mod guest;
 pub mod iotlb_disk;
 pub mod model;

@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A virtual IOMMU outside the VMM.
+//!
+//! A program, not a library for others: what is public beside [`parse`] and [`run`] is there so that tests reach each
+//! border without a process between.
 
 mod args;
 mod config;
 mod daemon;
 mod fd;
-mod iommu;
+pub mod iommu;
 mod listen;
 mod machine_layout;
 pub mod message;
-mod orders;
+pub mod orders;
 mod pci;
-mod relay;
-mod session;
+pub mod relay;
+pub mod session;
 mod size;
-mod sync;
-mod throttle;
+pub mod sync;
+pub mod throttle;
 mod usage_error;
 mod viot;
 

@@ -2,6 +2,7 @@
 
 //! A driver that breaks the rules of virtqueues: it may hurt itself, and nobody else.
 
+use vhost::{VhostBackend, VringConfigData};
 use viommu_tests::driver::{Buffer, Descriptor, flags};
 
 use crate::scene::*;
@@ -181,6 +182,44 @@ fn an_index_that_jumps_is_not_followed_and_may_come_back() {
         }
         assert!(served.processor_time_in_half_a_second().as_millis() < 100);
     });
+}
+
+/// A ring whose used part lies over its available one, and is ahead: what the device returns makes more available.
+pub fn start_ring_that_feeds_itself(vmm: &mut Vmm) {
+    let queue = vmm.driver.requests();
+    let (rings, size) = (queue.rings(), queue.size());
+    vmm.front_end.stop_ring(0).expect("stopped");
+    queue.restart_at(0);
+    queue.set_avail_index(5);
+    let addresses = VringConfigData {
+        queue_max_size: size,
+        queue_size: size,
+        flags: 0,
+        desc_table_addr: vmm.memory.vmm_address(rings.descriptors),
+        used_ring_addr: vmm.memory.vmm_address(rings.avail),
+        avail_ring_addr: vmm.memory.vmm_address(rings.avail),
+        log_addr: None,
+    };
+    vmm.front_end.step(|vhost| vhost.set_vring_base(0, 0)).expect("set");
+    vmm.front_end.step(|vhost| vhost.set_vring_addr(0, &addresses)).expect("set");
+    vmm.front_end.step(|vhost| vhost.set_vring_kick(0, queue.kick_fd())).expect("set");
+    vmm.front_end.enable_ring(0).expect("enabled");
+    queue.kick();
+    // More than it was given to begin with.
+    eventually("it feeds itself", || vmm.memory.load_u16(rings.avail + 2).wrapping_sub(5) > 100);
+}
+
+#[test]
+fn a_ring_that_feeds_itself_ends_when_the_vmm_stops_it() {
+    for_both(|_, vmm| {
+        start_ring_that_feeds_itself(vmm);
+        vmm.front_end.stop_ring(0).expect("stopped");
+    });
+}
+
+#[test]
+fn a_ring_that_feeds_itself_ends_with_its_vmm() {
+    for_both(|_, vmm| start_ring_that_feeds_itself(vmm));
 }
 
 #[test]

@@ -8,9 +8,10 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
 use vhost::vhost_user::VhostUserFrontend;
 use viommu_tests::driver::{Arena, EventIdx, GuestMemory, IommuDriver, SplitQueue};
-use viommu_tests::front_end::{Message, NEED_REPLY, VERSION};
+use viommu_tests::front_end::{FrontEnd, Message, NEED_REPLY, VERSION};
 use vm_memory::GuestMemoryBackend;
 
+use crate::hostile_rings::start_ring_that_feeds_itself;
 use crate::scene::*;
 
 const SET_MEM_TABLE: u32 = 5;
@@ -74,16 +75,31 @@ fn the_region_that_holds_a_ring_may_go_while_it_is_kicked_and_come_back() {
 #[test]
 fn a_region_beyond_the_end_of_its_file_ends_the_connection_and_not_the_daemon() {
     let served = Served::new();
-    let front_end = served.front_end(u64::MAX);
+    give_memory_beyond_its_file(&served.front_end(u64::MAX), 0);
+    served.assert_serves();
+}
+
+#[test]
+fn a_region_beyond_the_end_of_its_file_is_not_touched_while_it_is_refused() {
+    let served = Served::new();
+    for _ in 0..10 {
+        let mut vmm = served.vmm();
+        start_ring_that_feeds_itself(&mut vmm);
+        give_memory_beyond_its_file(&vmm.front_end, HIGH);
+    }
+    served.assert_serves();
+}
+
+/// A region of 1 MiB at the GPA `start`, of which its file holds nothing but the beginning; the connection ends.
+fn give_memory_beyond_its_file(front_end: &FrontEnd, start: u64) {
     let file = memfd_create("short", MemfdFlags::CLOEXEC).expect("a file");
     rustix::fs::ftruncate(&file, 0x1000).expect("sized");
     // One region: GPA, bytes, where the VMM sees it, offset in the file.
-    let words = [1, 0, 0x10_0000, 0x7f00_0000_0000, 0u64];
+    let words = [1, start, 0x10_0000, 0x7f00_0000_0000, 0u64];
     let body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let message = Message { request: SET_MEM_TABLE, flags: VERSION | NEED_REPLY, body };
     front_end.connection().send(&message, &[file.as_fd()]).expect("sent");
     front_end.connection().wait_closed(PATIENCE).expect("closed");
-    served.assert_serves();
 }
 
 #[test]

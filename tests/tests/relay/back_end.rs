@@ -27,12 +27,17 @@ pub struct BackEnd {
 impl BackEnd {
     /// Takes the place of disk 0; a VMM has found it and given it memory.
     pub fn replace_disk(bed: &mut Bed, wanted: Wanted) -> (BackEnd, DiskVmm) {
+        BackEnd::replace_disk_for(bed, |bed| DiskVmm::plug_with(bed, 0, wanted))
+    }
+
+    /// The same, with a VMM that does what `plug` does; it ends with giving memory.
+    pub fn replace_disk_for(bed: &mut Bed, plug: impl FnOnce(&Bed) -> DiskVmm) -> (BackEnd, DiskVmm) {
         bed.disks[0] = None;
         let listener = UnixListener::bind(bed.disk_path(0)).expect("the place is free");
         let bed = &*bed;
         let replaced = thread::scope(|scope| {
             let back_end = scope.spawn(move || BackEnd::negotiate(&listener));
-            let vmm = DiskVmm::plug_with(bed, 0, wanted);
+            let vmm = plug(bed);
             (back_end.join().expect("negotiates"), vmm)
         });
         std::fs::remove_file(bed.disk_path(0)).expect("was bound");

@@ -3,6 +3,8 @@
 //! Message by message: what a back-end is told, and what becomes of one that answers wrongly or asks too much.
 
 use rustix::event::{PollFd, PollFlags, poll};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_iommu::message::{Access, BackendRequest, FrontendRequest, IotlbKind, IotlbMessage, Message};
 use viommu_core::wire::FAULT_R_UNKNOWN;
@@ -53,6 +55,25 @@ fn a_miss_gets_its_entry_and_its_answer_without_waiting_for_the_back_end() {
         assert_eq!(update, IotlbMessage::update(IOVA, PAGE, user_address, Access::READ_WRITE));
         assert!(!message.flags.needs_reply());
     }
+}
+
+#[test]
+fn a_back_end_that_was_not_told_to_translate_gets_no_entry() {
+    let mut bed = Bed::new();
+    let mut guest = bed.boot();
+    guest.attach(0, DOMAIN);
+    guest.map(DOMAIN, IOVA, PAGE, SECRET.0);
+    let (mut back_end, _vmm) = BackEnd::replace_disk_for(&mut bed, |bed| {
+        let mut vmm = DiskVmm::connect(bed, 0);
+        // Its features never come, and so nothing that is unmapped would be invalidated.
+        vmm.front.step(|vhost| vhost.get_features()).expect("features");
+        let protocol = vmm.front.step(|vhost| vhost.get_protocol_features()).expect("features");
+        vmm.front.step(|vhost| vhost.set_protocol_features(protocol)).expect("accepted");
+        vmm.front.set_memory(&bed.memory).expect("memory");
+        vmm
+    });
+    back_end.miss(IOVA, Access::READ);
+    assert_eq!(back_end.receive_answer(), 1);
 }
 
 #[test]

@@ -126,7 +126,7 @@ impl Iommu {
     }
 
     /// What a reset of the device by its driver does: endpoints keep their last address space until they are
-    /// attached again or restart themselves, see [`serving`].
+    /// attached again or restart themselves, see `serving`.
     pub fn reset(&self) {
         let _turn = lock(&self.turn);
         let blocked = self.state().reset();

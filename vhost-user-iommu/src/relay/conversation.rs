@@ -156,7 +156,11 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    fn step(&mut self, orders: &Orders) -> Result<(), Failure> {
+    /// Waits until there is something to read or to write, and does all of it.
+    ///
+    /// # Errors
+    /// Why the conversation cannot go on, also when one side has just left.
+    pub fn step(&mut self, orders: &Orders) -> Result<(), Failure> {
         let ready = self.wait(orders)?;
         self.receive(ready)?;
         if ready.orders {

@@ -113,8 +113,12 @@ impl Conversation<'_> {
         }
     }
 
-    /// The entry that a miss asks for, if the access is allowed and memory is there.
+    /// The entry that a miss asks for, if the access is allowed and memory is there. A back-end that has not been told
+    /// to translate gets none: invalidations pass it by.
     fn translate(&self, miss: &IotlbMessage) -> Option<IotlbMessage> {
+        if !self.is_translating {
+            return None;
+        }
         let relay = self.relay;
         //= virtio#devicenormative:IOMMU/RESVMEM A52
         // Nothing can be mapped in a reserved region, and no memory is there either: untranslated it leads nowhere.

@@ -9,7 +9,7 @@
 //! A relay never looks at guest memory: addresses are keys into the memory table, nothing more.
 
 mod back_side;
-mod conversation;
+pub mod conversation;
 mod front_side;
 mod iotlb;
 mod leave;

@@ -17,7 +17,6 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{
     GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
 };
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
@@ -28,6 +27,7 @@ use crate::sync::{Wake, lock};
 
 use super::queues::Queues;
 use super::ring::{Position, Ring};
+use super::ring_memory::is_backed;
 
 const REQUEST_QUEUE: u16 = 0;
 const EVENT_QUEUE: u16 = 1;
@@ -55,17 +55,13 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// The device for a new connection, whose guest memory will be in `memory`.
+    /// The device for a new connection.
     ///
     /// # Errors
     /// The process has no file descriptor left.
-    pub fn new(
-        iommu: Arc<Iommu>,
-        memory: GuestMemoryAtomic<GuestMemoryMmap>,
-        event_waits: Arc<Wake>,
-    ) -> io::Result<Backend> {
+    pub fn new(iommu: Arc<Iommu>, event_waits: Arc<Wake>) -> io::Result<Backend> {
         Ok(Backend {
-            queues: Queues::new(iommu.clone(), memory),
+            queues: Queues::new(iommu.clone()),
             iommu,
             at_work: Mutex::default(),
             position: Mutex::default(),
@@ -81,6 +77,11 @@ impl Backend {
         self.power_on.is_completed()
     }
 
+    /// The connection is over: the worker lets go of the rings, whatever their state.
+    pub fn end(&self) {
+        self.queues.end();
+    }
+
     fn serve_requests(&self, ring: &Ring) {
         let mut position = lock(&self.position);
         if self.was_stopped.swap(false, Ordering::Relaxed) {
@@ -93,15 +94,6 @@ impl Backend {
         self.queues.serve_requests(ring);
         *position = Some(ring.position());
     }
-}
-
-/// Whether all of the region lies in its file: an access beyond the end would end the process.
-fn is_backed(region: &GuestRegionMmap) -> bool {
-    region.file_offset().is_none_or(|place| {
-        let end = place.start().checked_add(region.len());
-        // What is no regular file, a device for example, does not tell its size.
-        place.file().metadata().is_ok_and(|file| !file.is_file() || end.is_some_and(|end| end <= file.len()))
-    })
 }
 
 impl VhostUserBackend for Backend {
@@ -193,6 +185,8 @@ impl VhostUserBackend for Backend {
     /// Never an error: the crate would end the worker.
     fn handle_event(&self, source: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
         let _at_work = lock(&self.at_work);
+        // A ring that stands still must not hold on to memory that the VMM has taken back.
+        rings.iter().for_each(|ring| drop(ring.memory()));
         let ring = |queue: u16| rings.get(usize::from(queue)).filter(|ring| ring.is_running());
         if source == EVENT_WAITS {
             self.event_waits.clear();

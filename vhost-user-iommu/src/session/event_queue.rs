@@ -4,7 +4,6 @@
 
 use vhost_user_backend::VringT;
 use virtio_queue::Error;
-use vm_memory::GuestAddressSpace;
 
 use super::chain::Buffers;
 use super::queues::Queues;
@@ -19,8 +18,8 @@ impl Queues {
     }
 
     fn serve_all_events(&self, ring: &Ring) -> Result<(), Error> {
-        while let Some(event) = self.iommu.next_event() {
-            let memory = self.memory.memory();
+        while let Some(event) = self.iommu.next_event().filter(|_| !self.is_over()) {
+            let memory = ring.memory();
             let Some(chain) = ring.next_chain(memory.clone())? else {
                 match ring.enable_notification()? {
                     true => continue,

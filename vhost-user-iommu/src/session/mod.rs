@@ -5,13 +5,14 @@
 //! The protocol itself is `vhost-user-backend`'s; what it lets a back-end decide is in [`backend`]. Here each
 //! connection gets a daemon object of its own, since the crate's does not survive its first connection.
 
-mod backend;
+pub mod backend;
 mod chain;
 mod event_queue;
 mod kick;
 mod queues;
 mod request_queue;
-mod ring;
+pub mod ring;
+mod ring_memory;
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
@@ -44,13 +45,15 @@ pub fn serve(listener: UnixListener, iommu: &Arc<Iommu>, event_waits: &Arc<Wake>
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Accepts one connection and serves it to its end, of which the iommu is told however it comes.
-fn serve_one(listener: &mut Listener, iommu: &Arc<Iommu>, event_waits: &Arc<Wake>) -> Result<(), Error> {
+///
+/// # Errors
+/// The process is out of file descriptors or threads; what the VMM does wrong is none.
+pub fn serve_one(listener: &mut Listener, iommu: &Arc<Iommu>, event_waits: &Arc<Wake>) -> Result<(), Error> {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let backend =
-        Backend::new(iommu.clone(), memory.clone(), event_waits.clone()).map_err(Error::StartDaemon)?;
+    let backend = Backend::new(iommu.clone(), event_waits.clone()).map_err(Error::StartDaemon)?;
     let backend = Arc::new(backend);
     let daemon = VhostUserDaemon::new("session".to_owned(), backend.clone(), memory);
-    let served = daemon.and_then(|daemon| converse(daemon, listener, event_waits));
+    let served = daemon.and_then(|daemon| converse(daemon, &backend, listener, event_waits));
     if backend.is_powered_on() {
         iommu.disconnected();
     }
@@ -66,6 +69,7 @@ fn serve_one(listener: &mut Listener, iommu: &Arc<Iommu>, event_waits: &Arc<Wake
 
 fn converse(
     mut daemon: VhostUserDaemon<Arc<Backend>>,
+    backend: &Backend,
     listener: &mut Listener,
     event_waits: &Wake,
 ) -> Result<(), Error> {
@@ -75,5 +79,8 @@ fn converse(
     }
     daemon.start(listener)?;
     info!("VMM connected");
-    daemon.wait()
+    let served = daemon.wait();
+    // The crate waits for its worker when it is dropped.
+    backend.end();
+    served
 }

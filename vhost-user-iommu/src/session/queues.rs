@@ -3,26 +3,35 @@
 //! What serving either queue needs beside its ring. How each is served is in `request_queue` and `event_queue`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::Level;
 use virtio_queue::Error;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::iommu::Iommu;
 use crate::throttle::Throttle;
 
-/// The device and the memory that its rings lie in.
+/// The device, and what is told of its rings.
 #[derive(Debug)]
 pub struct Queues {
     pub(super) iommu: Arc<Iommu>,
-    pub(super) memory: GuestMemoryAtomic<GuestMemoryMmap>,
     pub(super) broken: Throttle,
+    is_over: AtomicBool,
 }
 
 impl Queues {
     /// The queues of one connection.
-    pub fn new(iommu: Arc<Iommu>, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> Queues {
-        Queues { iommu, memory, broken: Throttle::new(Level::Warn) }
+    pub fn new(iommu: Arc<Iommu>) -> Queues {
+        Queues { iommu, broken: Throttle::new(Level::Warn), is_over: AtomicBool::default() }
+    }
+
+    /// Nothing is served any more. A ring may never be empty: what the device returns can make more available.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
     }
 
     /// Tells of a ring that cannot be served; it is left alone until its next kick.

@@ -4,7 +4,7 @@
 
 use vhost_user_backend::VringT;
 use virtio_queue::Error;
-use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use super::chain::Buffers;
 use super::queues::Queues;
@@ -23,15 +23,15 @@ impl Queues {
     fn serve_all_requests(&self, ring: &Ring) -> Result<(), Error> {
         loop {
             ring.disable_notification()?;
-            loop {
-                let memory = self.memory.memory();
+            while !self.is_over() {
+                let memory = ring.memory();
                 // The ring is locked while its next chain is taken, not while the request is served.
                 let Some(chain) = ring.next_chain(memory.clone())? else { break };
                 let head = chain.head_index();
                 let used_length = self.answer(Buffers::of(chain, &*memory).ok(), &memory);
                 ring.complete(head, used_length, &memory)?;
             }
-            if !ring.enable_notification()? {
+            if !ring.enable_notification()? || self.is_over() {
                 return Ok(());
             }
         }

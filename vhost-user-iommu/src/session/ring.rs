@@ -13,19 +13,20 @@ use std::sync::{Arc, Mutex};
 
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{DescriptorChain, Error, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 use crate::sync::lock;
 
 use super::kick::{Kick, non_blocking};
+use super::ring_memory::{Memory, RingMemory};
 
-type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Inner = VringRwLock<Memory>;
 
 /// One virtqueue.
 #[derive(Clone)]
 pub struct Ring {
     inner: Inner,
+    memory: RingMemory,
     /// From the first kick on, until the ring is stopped.
     kick: Arc<Mutex<Option<Kick>>>,
 }
@@ -45,6 +46,11 @@ impl Ring {
     pub fn is_running(&self) -> bool {
         let state = self.get_ref();
         state.is_enabled() && state.get_queue().ready()
+    }
+
+    /// The memory that it lies in: the latest, for the chain that comes next.
+    pub fn memory(&self) -> GuestMemoryLoadGuard<GuestMemoryMmap> {
+        self.memory.latest()
     }
 
     /// Where it lies and how far it has come.
@@ -127,7 +133,8 @@ impl<'a> VringStateMutGuard<'a, Memory> for Ring {
 
 impl VringT<Memory> for Ring {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
-        Ok(Ring { inner: Inner::new(mem, max_queue_size)?, kick: Arc::default() })
+        let memory = RingMemory::new(mem);
+        Ok(Ring { inner: Inner::new(memory.used(), max_queue_size)?, memory, kick: Arc::default() })
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
@@ -180,6 +187,7 @@ impl VringT<Memory> for Ring {
     }
 
     fn queue_used_idx(&self) -> Result<u16, Error> {
+        drop(self.memory());
         self.inner.queue_used_idx()
     }
 
