@@ -11,7 +11,7 @@ use viommu_core::{Access, Gpa, Granule, IovaRange, Target};
 
 use crate::model::Random;
 
-/// Changes that the writer makes.
+/// Changes that the writer makes, unless `ENGINE_CHANGES` says otherwise.
 const CHANGES: u64 = 400_000;
 /// Granules of the space, and how far apart the mappings begin.
 const PLACES: u64 = 4096;
@@ -46,16 +46,20 @@ fn read(mut reader: Reader, stride: u64, seed: u64, done: &AtomicBool) -> u64 {
     lookups
 }
 
+fn changes() -> u64 {
+    std::env::var("ENGINE_CHANGES").ok().and_then(|changes| changes.parse().ok()).unwrap_or(CHANGES)
+}
+
 fn write(mappings: &mut Mappings, stride: u64, seed: u64) {
     let mut random = Random(seed);
-    for change in 0..CHANGES {
+    for change in 0..changes() {
         let place = random.below(PLACES);
         let mapping = mapping(place, stride);
         match mappings.find(mapping.range.start()) {
             Some(_) if stays(place) => {}
             Some(_) => assert_eq!(mappings.remove_within(&mapping.range), 1),
             // Now and then only few are mapped, so that the tree shrinks and is copied.
-            None if change / 50_000 % 2 == 0 || random.below(10) == 0 => mappings.insert(mapping),
+            None if change / 20_000 % 2 == 0 || random.below(10) == 0 => mappings.insert(mapping),
             None => {}
         }
     }
