@@ -8,5 +8,6 @@
 
 mod memory;
 mod model;
+mod removal;
 mod snapshot;
 mod threads;
