@@ -8,4 +8,5 @@ pub mod front_end;
 pub mod guest;
 pub mod iotlb_disk;
 pub mod model;
+pub mod peers;
 pub mod scene;

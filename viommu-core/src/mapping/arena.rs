@@ -7,12 +7,13 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Mutex, PoisonError};
+use core::sync::atomic::Ordering;
+use std::sync::PoisonError;
 
 use crate::IovaRange;
 
 use super::shortcuts::Shortcuts;
+use super::sync::{AtomicU64, Mutex, fence, spin_loop};
 
 /// The numbers of words in a chunk: a word's number is its chunk's and its place there.
 pub(super) const CHUNK_LG2: u32 = 12;
@@ -188,7 +189,7 @@ impl Closed {
             if count & 1 == 0 && self.count.load(Ordering::Relaxed) == count {
                 return start <= iova && iova <= last;
             }
-            core::hint::spin_loop();
+            spin_loop();
         }
     }
 }

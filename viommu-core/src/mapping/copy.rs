@@ -52,6 +52,6 @@ impl Tree {
             let item = copied(self, from.item(table, digit), head);
             copy.set_item(self.words(copy), digit, item);
         }
-        copy.reference(true)
+        self.finished(copy)
     }
 }

@@ -90,6 +90,6 @@ impl Tree {
         for (digit, item) in [one, two] {
             pair.set_item(self.words(pair), digit, item);
         }
-        pair.reference(true)
+        self.finished(pair)
     }
 }

@@ -48,12 +48,15 @@ mod arena;
 mod copy;
 mod find;
 mod insert;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod iter;
 mod node;
 mod reader;
 mod remove;
 mod shortcuts;
 mod space;
+mod sync;
 mod tree;
 mod value;
 
@@ -326,6 +329,16 @@ mod tests {
         assert_eq!(reader.find(0).map(|mapping| mapping.range), Some(range(0, 0)));
         drop(mappings);
         assert_eq!(reader.find(0x1000), None);
+    }
+
+    #[test]
+    fn a_reader_of_a_large_domain_finds_nothing_when_it_is_gone() {
+        let mut mappings = Mappings::new(GRANULE);
+        (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
+        let mut reader = mappings.reader();
+        assert_eq!(reader.find(0x432_1123).map(|mapping| mapping.range), Some(range(0x4321, 0x4321)));
+        drop(mappings);
+        assert_eq!(reader.find(0x432_1123), None);
     }
 
     #[test]

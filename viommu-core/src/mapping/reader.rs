@@ -9,6 +9,7 @@ use crate::{Granule, Mapping};
 use super::Mappings;
 use super::arena::{Arena, Shared, Torn};
 use super::find;
+use super::sync::spin_loop;
 
 /// Finds mappings of one domain from any thread, while another maps and unmaps. Each thread has a clone.
 ///
@@ -23,7 +24,7 @@ use super::find;
 /// the removal: look up and store under a lock that the one who invalidates takes as well.
 ///
 /// When the domain ends, nothing is found any more. A reader keeps the memory of the domain as it was when it last
-/// looked; drop it when the domain is of no more use.
+/// looked: look once more, or drop it, when the domain is of no more use.
 #[derive(Clone, Debug)]
 pub struct Reader {
     granule: Granule,
@@ -41,6 +42,10 @@ impl Reader {
 
     /// The mapping that holds `iova`.
     pub fn find(&mut self, iova: u64) -> Option<Mapping> {
+        // First of all: by the time that a mapping is found, it may be removed and its range open again.
+        if self.shared.closed().contains(iova) {
+            return None;
+        }
         loop {
             // In this order: what left the tree before this epoch is not in the arena that is then found.
             let epoch = self.shared.epoch();
@@ -51,9 +56,9 @@ impl Reader {
             }
             let found = self.look(iova);
             if let (Ok(mapping), true) = (found, self.shared.is_sound_since(epoch)) {
-                return mapping.filter(|_| !self.shared.closed().contains(iova));
+                return mapping;
             }
-            core::hint::spin_loop();
+            spin_loop();
         }
     }
 

@@ -7,18 +7,19 @@
 //! the root. One that is in it is in the tree: it goes from here first. Small trees have no table.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::node::NodeRef;
+use super::sync::{AtomicU64, size};
 
 /// The bits of a key below what all keys of such a node share.
 const BLOCK_BITS: u32 = 12;
 /// The bits of an entry that say where the node is; the others say for which keys.
 const AT_BITS: u32 = 28;
 /// Words of a tree for each entry.
-const WORDS_AN_ENTRY: usize = 64;
+const WORDS_AN_ENTRY: usize = size(64, 8);
 /// The smallest table. The rest of a key's 40 bits then fits beside the node.
-const ENTRIES_MIN: usize = 64;
+const ENTRIES_MIN: usize = size(64, 1);
 
 /// The table: a power of two of entries, by the lowest bits of what the keys share, or none.
 #[derive(Clone, Debug, Default)]

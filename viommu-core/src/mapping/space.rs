@@ -13,6 +13,7 @@ use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, CHUNK_LG2, CHUNK_WORDS_MAX, Shared, Words};
 use super::node::NODE_WORDS_MAX;
+use super::sync::size;
 
 /// The root's place.
 const ROOT_WORDS: u32 = 1;
@@ -23,7 +24,7 @@ pub(super) const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 5;
 /// Bytes that even a small tree may come to hold.
 const BYTES_AT_LEAST: usize = 2560;
 /// Retired blocks after which the epoch takes a step.
-const FRESH_MAX: usize = 128;
+const FRESH_MAX: usize = size(128, 2);
 /// Retired blocks that are remembered one by one; those of a removal that retires more are lost until the tree
 /// is copied.
 const RETIRED_MAX: usize = 2 * FRESH_MAX;

@@ -50,7 +50,7 @@ impl Tree {
 
     /// Lets readers find nothing from now on.
     pub(super) fn hide(&self) {
-        self.space.words(0).store(0, 0, Ordering::Release);
+        self.shared.publish(Space::new(0).arena().clone());
     }
 
     // The writer reads what it wrote: nothing is ever torn for it.
@@ -148,11 +148,15 @@ impl Tree {
         if table.is_full() || holds == Holds::Nodes {
             (2..size).for_each(|index| words.store(index, 0, Ordering::Relaxed));
         }
-        if self.is_of_shortcuts(table) {
-            // Readers that come before it has items look from the root.
-            self.arena().shortcuts.enter(head.prefix(), table.reference(false));
-        }
         table
+    }
+
+    /// The reference of a new table that has its items, which fits no place yet.
+    pub(super) fn finished(&self, table: Table) -> NodeRef {
+        if self.is_of_shortcuts(table) {
+            self.arena().shortcuts.enter(self.head(table).prefix(), table.reference(false));
+        }
+        table.reference(true)
     }
 
     /// Gives a new table the items that it shares with an old one.
@@ -195,7 +199,7 @@ impl Tree {
             _ => {
                 let smaller = self.new_table(table.holds(), self.head(table), left);
                 self.fill(smaller, left, table, bitmap);
-                smaller.reference(true)
+                self.finished(smaller)
             }
         };
         self.retire(table, bitmap);
@@ -216,7 +220,7 @@ impl Tree {
         self.fill(larger, more, table, bitmap);
         larger.set_item(self.words(larger), added, item);
         self.retire(table, bitmap);
-        larger.reference(true)
+        self.finished(larger)
     }
 
     pub(super) fn retire_lone(&mut self, node: NodeRef) {

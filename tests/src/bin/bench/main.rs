@@ -2,13 +2,15 @@
 
 //! The benchmarks: both sides in one run, as ratios. Started by `scripts/bench`.
 
+mod engine;
 mod iops;
 mod spread;
 
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-const USAGE: &str = "Usage: scripts/bench iops [ROUNDS [MODE...]]";
+const USAGE: &str = "Usage: scripts/bench iops [ROUNDS [MODE...]]
+       scripts/bench engine [quick | MAPPINGS [ROUNDS]]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -18,10 +20,11 @@ fn main() -> ExitCode {
         ["iops", rounds, ref modes @ ..] if rounds.parse::<NonZeroUsize>().is_ok() => {
             iops::run(rounds.parse().unwrap_or(1), modes)
         }
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
+        ["engine", ref size @ ..] => match engine::Size::of(size) {
+            Some(size) => engine::run(size),
+            None => return usage(),
+        },
+        _ => return usage(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,4 +33,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
 }

@@ -21,6 +21,11 @@ impl Spread {
         let (low, high) = (at(figures.len().saturating_sub(1) / 2), at(figures.len() / 2));
         Spread { min: at(0), median: (low + high) / 2.0, max: at(figures.len().saturating_sub(1)) }
     }
+
+    /// The middle one.
+    pub fn median(&self) -> f64 {
+        self.median
+    }
 }
 
 impl fmt::Display for Spread {
