@@ -139,6 +139,23 @@ fn the_ends_of_the_space_and_empty_accesses_do_no_harm() {
     vmm.pieces(u64::MAX - 0xfff, 1, Permissions::Read).expect_err("unmapped");
 }
 
+#[test]
+fn an_unattached_endpoint_reaches_nothing_unless_it_bypasses() {
+    let mut vmm = Vmm::new(false, Arc::default());
+    vmm.pieces(0x1234, 8, Permissions::Read).expect_err("it is unattached");
+    vmm.send(request::attach_bypass(1, EP));
+    vmm.send(request::detach(1, EP));
+    vmm.pieces(0x1234, 8, Permissions::Read).expect_err("it is unattached again");
+}
+
+#[test]
+fn the_last_byte_can_be_invalidated_by_itself_and_takes_nothing_else_away() {
+    let vmm = Vmm::new(true, Arc::default());
+    assert_eq!(vmm.pieces(0x1234, 8, Permissions::Read).expect("bypassed"), [(0x1234, 8)]);
+    vmm.iommu.invalidate(&request::range(u64::MAX, u64::MAX));
+    assert_eq!(vmm.pieces(0x1234, 8, Permissions::Read).expect("bypassed"), [(0x1234, 8)]);
+}
+
 /// The driver maps a page to one place after another. What a thread finds is never older than the last UNMAP that
 /// was answered before it looked.
 #[test]

@@ -149,6 +149,8 @@ impl Granule {
 
 #[cfg(test)]
 mod tests {
+    use std::format;
+
     use super::*;
 
     #[test]
@@ -181,5 +183,12 @@ mod tests {
         assert!(granule.is_start(0x2000) && granule.is_last(0x2fff) && !granule.is_last(0x2000));
         assert_eq!(Granule::of_mask(0), None);
         assert_eq!(Granule::of_mask(1).map(Granule::bytes), Some(1));
+    }
+
+    #[test]
+    fn addresses_and_ranges_are_shown_in_hexadecimal() {
+        let range = IovaRange::new(0x1000, 0x1fff).expect("valid");
+        let shown = format!("{} {} {range}", Iova(0x1234), Gpa(0xabc0));
+        assert_eq!(shown, "0x1234 0xabc0 0x1000-0x1fff");
     }
 }

@@ -121,3 +121,23 @@ impl PendingFaults {
         self.waiting.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_fault_is_shown_with_who_tried_what_where_and_why_not() {
+        let show = |access, reason| {
+            Fault { endpoint: EndpointId(8), address: Iova(0x1000), access, reason }.to_string()
+        };
+        let expected = "endpoint 0x8 may not read and write at 0x1000: no mapping allows it";
+        assert_eq!(show(Access::all(), FaultReason::Mapping), expected);
+        let expected = "endpoint 0x8 may not write at 0x1000: it is attached to no domain";
+        assert_eq!(show(Access::WRITE, FaultReason::Domain), expected);
+        let expected = "endpoint 0x8 may not read at 0x1000: no memory is there";
+        assert_eq!(show(Access::READ, FaultReason::Unknown), expected);
+    }
+}

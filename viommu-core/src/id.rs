@@ -26,3 +26,16 @@ impl fmt::Display for DomainId {
         write!(f, "domain {}", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_shown_with_what_they_name() {
+        assert_eq!(EndpointId(0x1_0018).to_string(), "endpoint 0x10018");
+        assert_eq!(DomainId(18).to_string(), "domain 18");
+    }
+}

@@ -170,3 +170,16 @@ impl From<&Reject> for Status {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_of_the_host_is_shown_with_its_operation_and_errno() {
+        let error = HostError { operation: "unmapping", errno: 5 };
+        assert_eq!(Reject::Host(error).to_string(), "unmapping failed on the host (errno 5)");
+    }
+}

@@ -174,3 +174,16 @@ fn without_the_range_features_the_ranges_hold_all_the_same() {
     assert_eq!(bed.attach(3, EP), Status::Ok);
     assert_eq!(bed.map(3, (0x20_0000, 0x20_0fff), 0), Status::Range);
 }
+
+#[test]
+fn a_granule_or_a_limit_that_mappings_cannot_have_is_refused_and_the_last_possible_is_not() {
+    let made = |page_size_mask, mapping_bytes_max| {
+        let mut config = config();
+        config.page_size_mask = page_size_mask;
+        config.limits.mapping_bytes_max = mapping_bytes_max;
+        Device::new(config).err()
+    };
+    assert_eq!(made(0x1000, 1 << 30), None);
+    assert_eq!(made(0x1800, 1 << 30), Some(ConfigError::SmallGranule(0x800)));
+    assert_eq!(made(0x1000, (1 << 30) + 1), Some(ConfigError::MappingBytes((1 << 30) + 1)));
+}

@@ -73,6 +73,7 @@ fn each_property_follows_the_one_before_and_zeroes_follow_the_last() {
 //= A45
 #[test]
 fn a_full_list_of_properties_can_be_walked_to_its_end() {
+    assert_eq!(REGIONS_MAX, 21, "512 bytes of properties, 24 for each region");
     let mut bed = Bed::new();
     let regions: Vec<_> = (0..REGIONS_MAX as u64).map(|i| reserved(i << 20, i << 20 | 0xfff)).collect();
     bed.device.set_reserved(EndpointId(EP), &regions).expect("a valid list");

@@ -124,7 +124,9 @@ impl Life {
         let gpa = (self.random.next() >> self.shape.granule_lg2) << self.shape.granule_lg2;
         let access = Access::from_bits_truncate(self.random.next() as u32);
         let target = Target { gpa: Gpa(gpa), access, mmio: self.random.below(2) == 0 };
+        let bytes_max = self.engine.bytes_max() + Mappings::GROWTH_MAX;
         self.engine.insert(Mapping { range, target });
+        assert!(self.engine.bytes_max() <= bytes_max, "{range}");
         self.list.insert(range.start(), Mapping { range, target });
     }
 

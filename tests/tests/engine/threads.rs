@@ -11,7 +11,7 @@ use viommu_core::{Access, Gpa, Granule, IovaRange, Target};
 
 use crate::model::Random;
 
-/// Changes that the writer makes.
+/// Changes that the writer makes, unless `ENGINE_CHANGES` says otherwise.
 const CHANGES: u64 = 400_000;
 /// Changes after which the writer goes over to few mappings, or back to many.
 const PHASE: u64 = 8_000;
@@ -48,9 +48,13 @@ fn read(mut reader: Reader, stride: u64, seed: u64, done: &AtomicBool) -> u64 {
     lookups
 }
 
+fn changes() -> u64 {
+    std::env::var("ENGINE_CHANGES").ok().and_then(|changes| changes.parse().ok()).unwrap_or(CHANGES)
+}
+
 fn write(mappings: &mut Mappings, stride: u64, seed: u64) {
     let mut random = Random(seed);
-    for change in 0..CHANGES {
+    for change in 0..changes() {
         let place = random.below(PLACES);
         let mapping = mapping(place, stride);
         match mappings.find(mapping.range.start()) {

@@ -70,3 +70,101 @@ impl Device {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Access, DeviceConfig, Fault, FaultReason, Gpa, Granule, Iova, IovaRange, Limits, Target};
+
+    const EP: EndpointId = EndpointId(8);
+    const OTHER: EndpointId = EndpointId(9);
+    const DOMAIN: DomainId = DomainId(1);
+
+    /// Two endpoints in a domain of two mappings, and two faults that wait: all of it at the limit.
+    fn device() -> Device {
+        let limits = Limits { domains_max: 1, mappings_max: 2, faults_max: 2, ..Limits::default() };
+        let mut device = Device::new(DeviceConfig {
+            page_size_mask: 0x1000,
+            aperture: IovaRange::new(0x2000, 0x8fff).expect("not empty"),
+            domain_ids: 0..=u32::MAX,
+            boot_bypass: false,
+            limits,
+            endpoints: [EP, OTHER].to_vec(),
+        })
+        .expect("it can be served");
+        let target = Target { gpa: Gpa(0), access: Access::READ, mmio: false };
+        device.commit_attach(EP, DOMAIN, false);
+        device.commit_attach(OTHER, DOMAIN, false);
+        device.commit_map(DOMAIN, IovaRange::new(0x2000, 0x2fff).expect("a page"), target);
+        device.commit_map(DOMAIN, IovaRange::new(0x4000, 0x8fff).expect("pages"), target);
+        for address in [Iova(0), Iova(1)] {
+            let (access, reason) = (Access::READ, FaultReason::Mapping);
+            assert!(device.report(Fault { endpoint: EP, address, access, reason }));
+        }
+        device.config.limits.mapping_bytes_max = device.mapping_bytes;
+        device
+    }
+
+    fn broken_by(harm: impl FnOnce(&mut Device)) -> Result<(), Broken> {
+        let mut device = device();
+        harm(&mut device);
+        device.check_invariants()
+    }
+
+    #[test]
+    fn a_device_at_its_limits_is_sound() {
+        assert_eq!(device().check_invariants(), Ok(()));
+    }
+
+    #[test]
+    fn an_endpoint_in_a_domain_that_does_not_know_it_is_noticed() {
+        let elsewhere = |device: &mut Device| {
+            device.endpoints.entry(EP).or_default().domain = Some(DomainId(7));
+        };
+        assert_eq!(broken_by(elsewhere), Err(Broken::DomainOfEndpoint(EP)));
+        let forgotten = |device: &mut Device| {
+            device.domains.values_mut().for_each(|domain| domain.endpoints.retain(|id| *id == EP));
+        };
+        assert_eq!(broken_by(forgotten), Err(Broken::DomainOfEndpoint(OTHER)));
+    }
+
+    #[test]
+    fn a_domain_without_endpoints_or_with_one_of_another_is_noticed() {
+        let empty = |device: &mut Device| {
+            device.domains.insert(DomainId(2), Domain::new(true, device.granule));
+        };
+        assert_eq!(broken_by(empty), Err(Broken::EndpointsOfDomain(DomainId(2))));
+        let foreign = |device: &mut Device| {
+            device.domains.values_mut().for_each(|domain| domain.endpoints.extend([EndpointId(10)]));
+        };
+        assert_eq!(broken_by(foreign), Err(Broken::EndpointsOfDomain(DOMAIN)));
+    }
+
+    #[test]
+    fn a_mapping_off_the_granule_or_outside_the_aperture_is_noticed() {
+        // Both mappings begin on a granule of two pages, and neither ends on one.
+        let coarse = |device: &mut Device| device.granule = Granule::of_mask(0x2000).expect("not empty");
+        assert_eq!(broken_by(coarse), Err(Broken::Mappings(DOMAIN)));
+        for aperture in [(0x3000, 0x8fff), (0x2000, 0x7fff)] {
+            let narrow = |device: &mut Device| {
+                device.config.aperture = IovaRange::new(aperture.0, aperture.1).expect("not empty");
+            };
+            assert_eq!(broken_by(narrow), Err(Broken::Mappings(DOMAIN)));
+        }
+    }
+
+    #[test]
+    fn a_count_that_is_wrong_or_beyond_its_limit_is_noticed() {
+        let harms: [fn(&mut Device); 6] = [
+            |device| device.mapping_count += 1,
+            |device| device.mapping_bytes += 1,
+            |device| device.config.limits.mapping_bytes_max -= 1,
+            |device| device.config.limits.mappings_max -= 1,
+            |device| device.config.limits.domains_max -= 1,
+            |device| device.config.limits.faults_max -= 1,
+        ];
+        for harm in harms {
+            assert_eq!(broken_by(harm), Err(Broken::Counts));
+        }
+    }
+}

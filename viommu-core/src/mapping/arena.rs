@@ -193,3 +193,35 @@ impl Closed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn bytes_besides_the_words_are_those_of_each_chunk_and_of_the_shortcuts() {
+        // Two counts and a reference of two words for a chunk.
+        assert_eq!(Arena::new(0).bytes_besides_words(), 0);
+        assert_eq!(Arena::new(0).with_chunk(16).with_chunk(16).bytes_besides_words(), 64);
+        // A shortcut of one word for 64 words of the tree.
+        assert_eq!(Arena::new(1 << 14).with_chunk(16).bytes_besides_words(), 32 + 256 * 8);
+    }
+
+    #[test]
+    fn a_closed_range_is_never_read_half_changed() {
+        let closed = Closed::default();
+        let ranges = [(0, 9), (1000, 1009)].map(|(start, last)| IovaRange::new(start, last));
+        thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                (0..1_000_000).for_each(|_| assert!(!closed.contains(500), "it lies in neither range"));
+            });
+            while !reading.is_finished() {
+                ranges.iter().for_each(|range| closed.set(*range));
+            }
+            reading.join().expect("no range was read half changed");
+        });
+        assert!(closed.contains(1009) && !closed.contains(1010) && !closed.contains(9));
+    }
+}

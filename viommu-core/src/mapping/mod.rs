@@ -340,4 +340,13 @@ mod tests {
         drop(mappings);
         assert_eq!(reader.find(0x432_1123), None);
     }
+
+    #[test]
+    fn what_is_held_besides_the_tree_is_counted() {
+        let mappings = with(&[]);
+        let shared = size_of_val(&*mappings.tree.shared) + size_of::<[usize; 2]>();
+        let tree = mappings.tree.space.bytes();
+        assert_eq!(mappings.bytes(), size_of_val(&mappings) + shared + tree);
+        assert_eq!(mappings.bytes_max(), Mappings::EMPTY_BYTES_MAX);
+    }
 }

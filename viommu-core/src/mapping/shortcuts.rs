@@ -89,3 +89,60 @@ impl Shortcuts {
         Some((place, block.wrapping_shr(self.entries.len().trailing_zeros())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table for so many entries.
+    fn table(entries: usize) -> Shortcuts {
+        Shortcuts::default().resized(entries * WORDS_AN_ENTRY)
+    }
+
+    fn prefix(block: u64) -> u64 {
+        block << BLOCK_BITS
+    }
+
+    #[test]
+    fn a_small_tree_has_no_table_and_a_large_one_a_power_of_two_of_entries() {
+        for (wanted, entries) in [(0, 0), (32, 0), (33, 64), (64, 64), (65, 128), (1000, 1024)] {
+            assert_eq!(table(wanted).bytes(), entries * 8, "for {wanted}");
+        }
+    }
+
+    #[test]
+    fn a_table_is_small_for_a_tree_that_wants_more_than_twice_its_entries() {
+        let is_small = |has: usize, wants: usize| table(has).is_small_for(wants * WORDS_AN_ENTRY);
+        assert_eq!([is_small(0, 64), is_small(0, 65)], [false, true]);
+        assert_eq!([is_small(64, 65), is_small(64, 128), is_small(64, 129)], [false, false, true]);
+    }
+
+    #[test]
+    fn a_larger_table_has_what_the_smaller_one_had() {
+        let small = table(64);
+        let blocks = [0, 5, 64 + 7, (40 << 20) + 63, (1 << 40) - 2];
+        for (at, block) in (100..).zip(blocks) {
+            small.enter(prefix(block), NodeRef::plain(at));
+        }
+        let large = small.resized(1024 * WORDS_AN_ENTRY);
+        for (at, block) in (100..).zip(blocks) {
+            assert_eq!(large.to(prefix(block) | 0xabc), Some(NodeRef::plain(at)), "{block:#x}");
+        }
+    }
+
+    #[test]
+    fn only_a_node_that_has_the_key_is_found_until_it_leaves() {
+        let table = table(64);
+        let (node, other) = (NodeRef::plain(100), NodeRef::plain(200));
+        table.enter(prefix(5), node);
+        assert_eq!(table.to(prefix(6) - 1), Some(node));
+        // The same entry of the table, for other keys.
+        assert_eq!(table.to(prefix(64 + 5)), None);
+        assert_eq!((table.to(prefix(4)), table.to(prefix(6))), (None, None));
+        table.leave(prefix(64 + 5), node);
+        table.leave(prefix(5), other);
+        assert_eq!(table.to(prefix(5)), Some(node));
+        table.leave(prefix(5), node);
+        assert_eq!(table.to(prefix(5)), None);
+    }
+}
