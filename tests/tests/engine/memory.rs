@@ -23,7 +23,7 @@ fn tenths(mappings: &Mappings) -> u64 {
 fn a_mapping_takes_few_bytes_near_others_far_from_them_and_when_most_others_are_gone() {
     // The distance in granules, the most tenths of a byte for each mapping, and for each of the 16th that is left.
     let arrangements =
-        [(1, 98, 176), (2, 199, 230), (3, 104, 233), (16, 159, 292), (512, 286, 299), (1 << 30, 248, 331)];
+        [(1, 100, 260), (2, 200, 280), (3, 110, 280), (16, 170, 320), (512, 290, 330), (1 << 30, 260, 360)];
     for (stride, all_max, left_max) in arrangements {
         let mut mappings = Mappings::new(Granule::of_mask(0x1000).expect("not empty"));
         (0..COUNT).for_each(|place| mappings.insert(page(place * stride)));

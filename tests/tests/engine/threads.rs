@@ -61,7 +61,7 @@ fn write(mappings: &mut Mappings, stride: u64, seed: u64) {
             Some(_) if stays(place) => {}
             Some(_) => assert_eq!(mappings.remove_within(&mapping.range), 1),
             // Now and then only few are mapped, so that the tree shrinks and is copied.
-            None if change / PHASE % 2 == 0 || random.below(10) == 0 => mappings.insert(mapping),
+            None if (change / PHASE).is_multiple_of(2) || random.below(10) == 0 => mappings.insert(mapping),
             None => {}
         }
     }

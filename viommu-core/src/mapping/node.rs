@@ -372,12 +372,12 @@ mod tests {
         for holds in [Holds::Values, Holds::Nodes] {
             let full = Table::shape(holds, 64);
             let full_from = (1..=64).find(|count| Table::shape(holds, *count).is_full());
-            let packed_below = (1..=64).find(|count| !full.is_too_empty(*count));
+            let packed_below = (1..=64).find(|count| !full.is_too_empty(64, *count));
             let (full_from, packed_below) =
                 (full_from.expect("it is full"), packed_below.expect("it is kept"));
             assert!(packed_below + 8 <= full_from && packed_below > 8, "{packed_below} and {full_from}");
             assert!((full_from..=64).all(|count| Table::shape(holds, count).is_full()));
-            assert!((packed_below..=64).all(|count| !full.is_too_empty(count)));
+            assert!((packed_below..=64).all(|count| !full.is_too_empty(64, count)));
         }
     }
 }
