@@ -5,45 +5,40 @@
 //! The session runs as it does in the daemon, over a socket and with threads of its own. However the connection ends,
 //! the session ends with it, and no endpoint reaches anything afterwards.
 
+mod vmm;
+
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::pipe::pipe;
 use vhost::vhost_user::Listener;
 use vhost_user_iommu::message::features::{PROTOCOL_FEATURES, VERSION_1, protocol};
-use vhost_user_iommu::message::{ConfigHeader, memory_table_payload};
 use vhost_user_iommu::message::{
-    FrontendRequest as Request, MemoryRegion, SingleRegion, VringAddress, VringState,
+    ConfigHeader, FrontendRequest as Request, MemoryRegion, SingleRegion, VringAddress, VringState,
+    memory_table_payload,
 };
 use vhost_user_iommu::session::serve_one;
 use viommu_core::Features;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::device;
 use super::input::Input;
 use crate::driver::Descriptor;
-use crate::front_end::{Connection, Message, NEED_REPLY, REPLY, VERSION};
+use crate::front_end::{Message, NEED_REPLY, REPLY, VERSION};
 
-/// Bytes of guest memory, and where the VMM says it has them.
-const SIZE: u64 = 0x1_0000;
+use vmm::{SIZE, Vmm};
+
+/// Where the VMM says that it has guest memory.
 const USER: u64 = 0x7f00_0000_0000;
 /// Descriptor table, available ring and used ring of either queue, as places in guest memory.
 const RINGS: [[u64; 3]; 2] = [[0, 0x1000, 0x2000], [0x4000, 0x5000, 0x6000]];
 const REQUEST: u64 = 0x9000;
 const REPLY_PLACE: u64 = 0xa000;
-/// No answer takes so long.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The life of one connection.
 pub fn run(data: &[u8]) {
@@ -51,8 +46,10 @@ pub fn run(data: &[u8]) {
     let (listener, stream) = connected().expect("a socket");
     thread::scope(|scope| {
         let served = scope.spawn(|| serve_one(&mut Listener::from(listener), &iommu, &event_waits));
+        let mut vmm = Vmm::new(stream).expect("file descriptors");
         // Ends when the session has closed the connection, or nothing is left to be said.
-        let _ = Vmm::new(stream).and_then(|mut vmm| vmm.live(&mut Input::new(data)));
+        let _ = vmm.live(&mut Input::new(data));
+        drop(vmm);
         let served = served.join().expect("the session does not panic");
         assert!(served.is_ok(), "{served:?}");
     });
@@ -69,37 +66,7 @@ fn connected() -> io::Result<(UnixListener, UnixStream)> {
     Ok((listener, stream))
 }
 
-struct Vmm {
-    connection: Connection,
-    memory: OwnedFd,
-    /// Kick and call of either queue.
-    events: [OwnedFd; 4],
-    /// What is no good for anything: a file that is too short, pipes, a device.
-    odd: Vec<OwnedFd>,
-    next_avail: [u16; 2],
-    /// How many answers to [`Request::GET_FEATURES`] have not come yet.
-    unanswered: u32,
-}
-
 impl Vmm {
-    fn new(stream: UnixStream) -> io::Result<Vmm> {
-        let file = |size| -> io::Result<OwnedFd> {
-            let file = memfd_create("guest", MemfdFlags::CLOEXEC)?;
-            ftruncate(&file, size)?;
-            Ok(file)
-        };
-        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let ((reader, writer), (hung_up, _)) = (pipe()?, pipe()?);
-        Ok(Vmm {
-            connection: Connection::of(stream),
-            memory: file(SIZE)?,
-            events: [event()?, event()?, event()?, event()?],
-            odd: vec![file(100)?, reader, writer, hung_up, File::open("/dev/null")?.into()],
-            next_avail: [0; 2],
-            unanswered: 0,
-        })
-    }
-
     fn live(&mut self, input: &mut Input<'_>) -> io::Result<()> {
         while !input.is_empty() {
             for _ in 0..UNREAD_MAX {
@@ -120,46 +87,21 @@ impl Vmm {
             0 => self.say_anything(input),
             1 => self.negotiate(input),
             2 => self.set_memory_table(input),
-            3 => {
-                let request = input.pick(&[Request::ADD_MEM_REG, Request::REM_MEM_REG]);
-                let region = SingleRegion { padding: 0, region: region(input) };
-                let memory = fds_if(request == Request::ADD_MEM_REG, 0);
-                self.say(request, &region, &memory)
-            }
-            4 => {
-                let num = u32::from(input.pick(&[16, 1, 2, 256, 1024, 0, 3, u16::MAX]));
-                self.say(Request::SET_VRING_NUM, &state(input, queue, num), &[])
-            }
+            3 => self.change_memory(input),
+            4 => self.set_ring_size(input, queue),
             5 => self.set_ring_address(input, queue),
-            6 => {
-                let base = input.u16();
-                self.next_avail[usize::from(queue)] = base;
-                self.say(Request::SET_VRING_BASE, &state(input, queue, base.into()), &[])
-            }
-            7 => {
-                let events = [Request::SET_VRING_KICK, Request::SET_VRING_CALL, Request::SET_VRING_ERR];
-                let (request, fd, no_fd) = (input.pick(&events), input.u8(), input.u8() % 8 == 7);
-                let index = u64::from(queue) | u64::from(no_fd) << 8;
-                self.say(request, &index, &fds_if(!no_fd, fd))
-            }
+            6 => self.set_ring_base(input, queue),
+            7 => self.give_event(input, queue),
             8 => self.say(Request::SET_VRING_ENABLE, &state(input, queue, 1), &[]),
             9 => self.say(Request::GET_VRING_BASE, &state(input, queue, 0), &[]),
             10 => self.access_config(input),
-            11 => {
-                let (place, count) = (u64::from(input.u16()), usize::from(input.u8()));
-                self.write(place, input.bytes(count))
-            }
+            11 => self.write_anything(input),
             12 | 13 => self.kick(queue),
             14 => self.wait(),
             15 => self.say(input.pick(&PLAIN), &(), &[]),
             16 => self.start(queue),
             17 | 18 => self.lend_request(input, queue),
-            _ => {
-                // Not a whole message: the end of the input is in the middle of it.
-                let length = usize::from(input.u8());
-                self.connection.send_bytes(input.bytes(length), &[])?;
-                Err(io::ErrorKind::UnexpectedEof.into())
-            }
+            _ => self.end_within_a_message(input),
         }
     }
 
@@ -171,30 +113,7 @@ impl Vmm {
         let count = if count < 200 { count % 4 } else { count % 33 };
         let fds: Vec<u8> = (0..count).map(|_| input.u8()).collect();
         let body = input.bytes(length);
-        self.unanswered += u32::from(request == Request::GET_FEATURES.0);
         self.send(&Message { flags, ..Message::new(request, body) }, &fds)
-    }
-
-    fn say<P: IntoBytes + Immutable + ?Sized>(
-        &mut self,
-        request: Request,
-        payload: &P,
-        fds: &[u8],
-    ) -> io::Result<()> {
-        self.unanswered += u32::from(request == Request::GET_FEATURES);
-        self.send(&Message::new(request.0, payload.as_bytes()), fds)
-    }
-
-    fn send(&self, message: &Message, fds: &[u8]) -> io::Result<()> {
-        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| self.fd(*fd)).collect();
-        self.connection.send(message, &fds)
-    }
-
-    /// The memory, the four events, and what is odd.
-    fn fd(&self, number: u8) -> BorrowedFd<'_> {
-        let all = [&self.memory].into_iter().chain(&self.events).chain(&self.odd);
-        let number = usize::from(number) % (5 + self.odd.len());
-        all.map(AsFd::as_fd).nth(number).expect("so many")
     }
 
     fn negotiate(&mut self, input: &mut Input<'_>) -> io::Result<()> {
@@ -213,6 +132,42 @@ impl Vmm {
         let regions: Vec<MemoryRegion> = (0..choice % 4).map(|_| region(input)).collect();
         let fds: Vec<u8> = regions.iter().map(|_| if choice < 200 { 0 } else { input.u8() }).collect();
         self.say(Request::SET_MEM_TABLE, &memory_table_payload(&regions)[..], &fds)
+    }
+
+    fn change_memory(&mut self, input: &mut Input<'_>) -> io::Result<()> {
+        let request = input.pick(&[Request::ADD_MEM_REG, Request::REM_MEM_REG]);
+        let region = SingleRegion { padding: 0, region: region(input) };
+        self.say(request, &region, &fds_if(request == Request::ADD_MEM_REG, 0))
+    }
+
+    fn set_ring_size(&mut self, input: &mut Input<'_>, queue: u8) -> io::Result<()> {
+        let num = u32::from(input.pick(&[16, 1, 2, 256, 1024, 0, 3, u16::MAX]));
+        self.say(Request::SET_VRING_NUM, &state(input, queue, num), &[])
+    }
+
+    fn set_ring_base(&mut self, input: &mut Input<'_>, queue: u8) -> io::Result<()> {
+        let base = input.u16();
+        self.next_avail[usize::from(queue)] = base;
+        self.say(Request::SET_VRING_BASE, &state(input, queue, base.into()), &[])
+    }
+
+    fn give_event(&mut self, input: &mut Input<'_>, queue: u8) -> io::Result<()> {
+        let events = [Request::SET_VRING_KICK, Request::SET_VRING_CALL, Request::SET_VRING_ERR];
+        let (request, fd, no_fd) = (input.pick(&events), input.u8(), input.u8() % 8 == 7);
+        let index = u64::from(queue) | u64::from(no_fd) << 8;
+        self.say(request, &index, &fds_if(!no_fd, fd))
+    }
+
+    fn write_anything(&self, input: &mut Input<'_>) -> io::Result<()> {
+        let (place, count) = (u64::from(input.u16()), usize::from(input.u8()));
+        self.write(place, input.bytes(count))
+    }
+
+    /// Leaves, with a message half said.
+    fn end_within_a_message(&self, input: &mut Input<'_>) -> io::Result<()> {
+        let length = usize::from(input.u8());
+        self.send_bytes(input.bytes(length))?;
+        Err(io::ErrorKind::UnexpectedEof.into())
     }
 
     fn set_ring_address(&mut self, input: &mut Input<'_>, queue: u8) -> io::Result<()> {
@@ -234,29 +189,6 @@ impl Vmm {
         let header = ConfigHeader { offset, size, flags: u32::from(input.u8() % 2) };
         let bytes = vec![input.u8(); size as usize];
         self.say(request, &[header.as_bytes(), &bytes].concat()[..], &[])
-    }
-
-    fn write(&self, place: u64, bytes: &[u8]) -> io::Result<()> {
-        let room = usize::try_from(SIZE - place).unwrap_or(0);
-        rustix::io::pwrite(&self.memory, &bytes[..bytes.len().min(room)], place)?;
-        Ok(())
-    }
-
-    fn kick(&self, queue: u8) -> io::Result<()> {
-        rustix::io::write(&self.events[usize::from(queue) * 2], &1u64.to_ne_bytes())?;
-        Ok(())
-    }
-
-    /// Until the session has taken all that was said.
-    fn wait(&mut self) -> io::Result<()> {
-        self.say(Request::GET_FEATURES, &(), &[])?;
-        while self.unanswered > 0 {
-            let answer = self.connection.receive(PATIENCE).inspect_err(|error| {
-                assert_ne!(error.kind(), io::ErrorKind::WouldBlock, "the session says nothing");
-            })?;
-            self.unanswered -= u32::from(answer.request == Request::GET_FEATURES.0);
-        }
-        Ok(())
     }
 
     /// Everything that a queue takes to run.
