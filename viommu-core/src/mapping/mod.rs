@@ -15,8 +15,8 @@
 //! | one granule each, without gaps        | 9                 |
 //! | one granule in 16                     | 14                |
 //! | one granule in 64                     | 22                |
-//! | of up to 511 granules, the worst      | 52                |
-//! | longer, the worst                     | 70                |
+//! | of up to 511 granules, the worst      | 46                |
+//! | longer, the worst                     | 54                |
 //!
 //! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once.
 //! Removing many takes time by the nodes that go. What a removal leaves of the tree may move to memory of its own size
