@@ -389,7 +389,7 @@ mod tests {
                 for count in 0..=places {
                     assert_eq!(
                         packed.is_too_empty(places, count),
-                        count * 2 < places + 1,
+                        count * 2 <= places,
                         "{count} in {places}"
                     );
                 }
