@@ -366,4 +366,14 @@ mod tests {
         // Each step may have a reader look again.
         assert!((1..=2000).contains(&(steps_after - steps)), "{steps} and {steps_after}");
     }
+
+    #[test]
+    fn a_long_mapping_among_short_ones_gives_all_its_memory_back() {
+        let mut mappings = with(&[(0, 0), (1, 1), (2, 2), (3, 3)]);
+        assert_eq!(mappings.remove_within(&range(3, 3)), 1);
+        let bytes_max = mappings.bytes_max();
+        mappings.insert(mapping(3, 5000));
+        assert_eq!(mappings.remove_within(&range(3, 5000)), 1);
+        assert_eq!(mappings.bytes_max(), bytes_max);
+    }
 }
