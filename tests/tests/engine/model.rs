@@ -181,5 +181,6 @@ fn the_engine_and_a_list_never_differ() {
         life.compare();
         life.unmap(IovaRange::ALL);
         life.compare();
+        assert_eq!(life.engine.bytes_max(), Mappings::EMPTY_BYTES_MAX, "{shape:?}");
     }
 }

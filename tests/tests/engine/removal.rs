@@ -80,3 +80,24 @@ fn a_large_tree_can_be_taken_down_mapping_by_mapping_from_either_end() {
         }
     }
 }
+
+/// A full leaf is made in the words of one that was left with many items in it.
+#[test]
+fn nothing_shows_in_a_hole_of_what_was_mapped_elsewhere_before() {
+    let page = |number: u64| IovaRange::new(number << 12, number << 12 | 0xfff).expect("a page");
+    let mut mappings = with(&[]);
+    for leaf in (0..64).map(|leaf| leaf * 64) {
+        let insert = |mappings: &mut Mappings, number: u64| {
+            let target = Target { gpa: Gpa(0), access: Access::READ, mmio: false };
+            mappings.insert(Mapping { range: page(number), target });
+        };
+        (leaf..leaf + 64).for_each(|number| insert(&mut mappings, number));
+        let most = IovaRange::new(leaf << 12, (leaf + 60) << 12 | 0xfff).expect("pages");
+        assert_eq!(mappings.remove_within(&most), 61);
+        let elsewhere = (1 << 30) + leaf;
+        (0..32).for_each(|place| insert(&mut mappings, elsewhere + place * 2));
+        for hole in (0..32).map(|place| elsewhere + place * 2 + 1) {
+            assert_eq!(mappings.find(hole << 12), None, "{hole:#x}");
+        }
+    }
+}

@@ -211,6 +211,18 @@ mod tests {
     }
 
     #[test]
+    fn a_lookup_is_sound_until_words_are_used_anew_that_left_the_tree_since_it_began() {
+        let shared = Shared::new(Arc::new(Arena::new(0)));
+        let epoch = shared.epoch();
+        assert!(shared.is_sound_since(epoch));
+        // What is used anew here had left the tree before.
+        shared.advance();
+        assert!(shared.is_sound_since(epoch));
+        shared.advance();
+        assert!(!shared.is_sound_since(epoch) && shared.is_sound_since(shared.epoch()));
+    }
+
+    #[test]
     fn a_closed_range_is_never_read_half_changed() {
         let closed = Closed::default();
         closed.set(IovaRange::new(0, 9));

@@ -349,4 +349,31 @@ mod tests {
         assert_eq!(mappings.bytes(), size_of_val(&mappings) + shared + tree);
         assert_eq!(mappings.bytes_max(), Mappings::EMPTY_BYTES_MAX);
     }
+
+    #[test]
+    fn words_of_nodes_that_come_and_go_are_used_again() {
+        let mut mappings = with(&[(0, 0), (1000, 1000)]);
+        let mut come_and_go = |times| {
+            for _ in 0..times {
+                mappings.insert(mapping(5000, 5000));
+                assert_eq!(mappings.remove_within(&range(5000, 5000)), 1);
+            }
+            (mappings.tree.shared.generation(), mappings.tree.shared.epoch())
+        };
+        let (spaces, steps) = come_and_go(100);
+        let (spaces_after, steps_after) = come_and_go(10_000);
+        assert_eq!(spaces_after, spaces, "more words, or a copy of the tree");
+        // Each step may have a reader look again.
+        assert!((1..=2000).contains(&(steps_after - steps)), "{steps} and {steps_after}");
+    }
+
+    #[test]
+    fn a_long_mapping_among_short_ones_gives_all_its_memory_back() {
+        let mut mappings = with(&[(0, 0), (1, 1), (2, 2), (3, 3)]);
+        assert_eq!(mappings.remove_within(&range(3, 3)), 1);
+        let bytes_max = mappings.bytes_max();
+        mappings.insert(mapping(3, 5000));
+        assert_eq!(mappings.remove_within(&range(3, 5000)), 1);
+        assert_eq!(mappings.bytes_max(), bytes_max);
+    }
 }

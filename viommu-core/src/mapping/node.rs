@@ -380,4 +380,20 @@ mod tests {
             assert!((packed_below..=64).all(|count| !full.is_too_empty(64, count)));
         }
     }
+
+    #[test]
+    fn a_packed_table_keeps_its_places_as_long_as_more_than_half_have_an_item() {
+        for holds in [Holds::Values, Holds::Nodes] {
+            for places in 2..=20 {
+                let packed = Table::shape(holds, places);
+                for count in 0..=places {
+                    assert_eq!(
+                        packed.is_too_empty(places, count),
+                        count * 2 <= places,
+                        "{count} in {places}"
+                    );
+                }
+            }
+        }
+    }
 }
