@@ -18,8 +18,10 @@ pub struct Limits {
     /// Mappings that exist at once in all domains together.
     pub mappings_max: usize,
     /// Bytes of memory for the mappings of all domains together, at most 1 GiB: about 12 for a mapping among
-    /// neighbours, 80 in the worst arrangement, 3000 for a domain. While a domain shrinks, its own size is needed once
-    /// more for a moment.
+    /// neighbours, 80 in the worst arrangement, 3000 for a domain. While the mappings of a domain
+    /// move to memory of their own size, it is needed once more for a moment. Near the limit a MAP is refused unless the
+    /// most that it can take is free, and memory is free when few of the mappings of a neighbourhood are left: a guest
+    /// that was refused may have to unmap many first.
     pub mapping_bytes_max: usize,
     /// Faults that wait for the driver, each about 64 bytes; more are dropped and counted.
     pub faults_max: usize,

@@ -72,8 +72,10 @@ const TRIES: usize = 16;
 /// # How it synchronises
 ///
 /// What [`translate`](Iommu::translate) returns holds a read lock: `invalidate`, `block` and `follow` wait until it is
-/// dropped, and so does the request whose change is applied. An address that was invalidated is not translated
-/// again, unless it is mapped anew.
+/// dropped, and so does the request whose change is applied. So does `translate`, when it has to look something up: a
+/// thread that holds one translation must not ask for another, or send a request, before it drops the first, lest it
+/// wait for itself. An address that was invalidated is not translated again, unless it is mapped anew or its UNMAP is
+/// refused after all.
 #[derive(Debug, Default)]
 pub struct EndpointIommu {
     cache: RwLock<Cache>,
@@ -124,6 +126,10 @@ impl EndpointIommu {
         if let Some((start, length)) = cachable(range) {
             cache.iotlb.invalidate_mapping(start, length);
         }
+        // The mappings may move to other memory, and it may be long until the next miss.
+        if let Reach::Domain(reader) = &mut cache.reach {
+            reader.rest();
+        }
     }
 
     fn replace(&self, reach: Reach) {
@@ -140,7 +146,8 @@ impl EndpointIommu {
 impl Iommu for EndpointIommu {
     type IotlbGuard<'a> = IotlbGuard<'a>;
 
-    /// Fails for an access to the last byte of the 64-bit space, which the [`Iotlb`] cannot express.
+    /// Fails for an access to the last byte of the 64-bit space, which the [`Iotlb`] cannot express, and for one through
+    /// more than 65536 mappings.
     fn translate(
         &self,
         iova: GuestAddress,

@@ -97,6 +97,40 @@ fn a_shortcut_comes_and_goes() {
     readers_see_what_stays(begin, &[0, 3 * 64, 7 * 64], &[9 * 64, 30 * 64], change);
 }
 
+/// A shortcut's node is copied while the table of shortcuts grows, and words that were the node's are used again.
+#[test]
+fn a_shortcut_goes_while_the_table_of_shortcuts_is_replaced() {
+    let change = |mappings: &mut Mappings| {
+        for far in 1..4 {
+            (0..4).for_each(|number| mappings.insert(mapping(far << 30 | number << 15, 1)));
+            mappings.remove_within(
+                &IovaRange::new((8 * 64) << 12, ((22 * 64) << 12) | 0xfff).expect("not empty"),
+            );
+            (8..24).for_each(|child| {
+                mappings.insert(mapping(child * 64, 1));
+            });
+        }
+    };
+    let begin = || with((0..24).map(|child| child * 64));
+    readers_see_what_stays(begin, &[0, 7 * 64], &[9 * 64, 23 * 64], change);
+}
+
+/// Places of a leaf are left vacant and taken again, and then the leaf is copied without them.
+#[test]
+fn places_are_vacant_and_taken_again() {
+    let change = |mappings: &mut Mappings| {
+        for _ in 0..2 {
+            [2, 3, 5].into_iter().for_each(|granule| remove(mappings, granule));
+            [2, 5].into_iter().for_each(|granule| mappings.insert(mapping(granule, 1)));
+            remove(mappings, 2);
+            mappings.insert(mapping(9, 1));
+            [2, 3].into_iter().for_each(|granule| mappings.insert(mapping(granule, 1)));
+            remove(mappings, 9);
+        }
+    };
+    readers_see_what_stays(|| with([1, 2, 3, 4, 5, 7]), &[1, 4, 7], &[2, 3, 5, 9], change);
+}
+
 /// The only mapping of a far place comes and goes, and with it an inner node.
 #[test]
 fn a_branch_comes_and_goes() {

@@ -19,8 +19,9 @@
 //! | longer, the worst                     | 54                |
 //!
 //! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once.
-//! Removing many takes time by the nodes that go. What a removal leaves of the tree may move to memory of its own size
-//! now and then, in time proportional to it; spread over the removals that lead there, that is a few steps each.
+//! Removing many takes time by the nodes that go. When an eighth of the memory is wasted the tree moves to memory of its
+//! own size, in time proportional to it, and the change waits: mostly a removal, but also an addition, where many small
+//! nodes grow in turn. Spread over the changes that lead there, that is eight times the words of the nodes they replaced.
 //!
 //! # Who may look
 //!
@@ -225,6 +226,8 @@ impl fmt::Debug for Mappings {
 
 #[cfg(test)]
 mod tests {
+    use alloc::sync::Arc;
+
     use super::*;
     use crate::{Access, Gpa};
 
@@ -329,6 +332,20 @@ mod tests {
         assert_eq!(reader.find(0).map(|mapping| mapping.range), Some(range(0, 0)));
         drop(mappings);
         assert_eq!(reader.find(0x1000), None);
+    }
+
+    #[test]
+    fn a_reader_that_rests_holds_nothing_and_finds_what_is_mapped_then() {
+        let mut mappings = Mappings::new(GRANULE);
+        (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
+        let mut reader = mappings.reader();
+        let old = Arc::downgrade(mappings.tree.space.arena());
+        mappings.remove_within(&range(1, 20_000));
+        assert!(old.upgrade().is_some(), "the reader has not looked since");
+        reader.rest();
+        assert!(old.upgrade().is_none());
+        assert_eq!(reader.find(0x1000), None);
+        assert_eq!(reader.find(0).map(|mapping| mapping.range), Some(range(0, 0)));
     }
 
     #[test]

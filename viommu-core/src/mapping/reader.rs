@@ -24,7 +24,7 @@ use super::sync::spin_loop;
 /// the removal: look up and store under a lock that the one who invalidates takes as well.
 ///
 /// When the domain ends, nothing is found any more. A reader keeps the memory of the domain as it was when it last
-/// looked: look once more, or drop it, when the domain is of no more use.
+/// looked, beyond every limit: [`rest`](Reader::rest), or drop it, when no lookup is near.
 #[derive(Clone, Debug)]
 pub struct Reader {
     granule: Granule,
@@ -60,6 +60,13 @@ impl Reader {
             }
             spin_loop();
         }
+    }
+
+    /// Keeps no memory of the domain until the next lookup, which finds as any other.
+    pub fn rest(&mut self) {
+        self.arena = Arc::new(Arena::new(0));
+        // The number of no arena that can still be published.
+        self.generation = self.shared.generation().wrapping_sub(1);
     }
 
     fn look(&self, iova: u64) -> Result<Option<Mapping>, Torn> {
