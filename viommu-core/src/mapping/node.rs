@@ -251,7 +251,7 @@ impl Table {
     /// vacant.
     pub(super) fn is_too_empty(self, places: u32, count: u32) -> bool {
         match self.holds() {
-            _ if !self.is_full() => count < 2 || count <= places / 2,
+            _ if !self.is_full() => count <= places / 2,
             Holds::Values => count < 14,
             Holds::Nodes => count < 16,
         }
