@@ -62,7 +62,7 @@ use vm_memory::{GuestAddress, Iotlb, Permissions};
 use crate::mapping::Reader;
 use crate::{Access, Device, EndpointId, Extent, Iova, IovaRange};
 
-/// Mappings looked up after which the IOTLB is emptied, so that a guest cannot make it grow: some megabytes.
+/// Mappings looked up after which the next miss empties the IOTLB, so that a guest cannot make it grow: some megabytes.
 const FILLS_MAX: usize = 1 << 16;
 /// Times that a lookup begins anew when what it filled was taken away before it could be used.
 const TRIES: usize = 16;
@@ -146,8 +146,8 @@ impl EndpointIommu {
 impl Iommu for EndpointIommu {
     type IotlbGuard<'a> = IotlbGuard<'a>;
 
-    /// Fails for an access to the last byte of the 64-bit space, which the [`Iotlb`] cannot express, and for one through
-    /// more than 65536 mappings.
+    /// Fails for an access to the last byte of the 64-bit space, which the [`Iotlb`] cannot express, and may fail for one
+    /// through more than 65536 mappings.
     fn translate(
         &self,
         iova: GuestAddress,
@@ -166,7 +166,7 @@ impl Iommu for EndpointIommu {
             match Iotlb::lookup(guard, iova, length, access) {
                 Ok(pieces) => return Ok(pieces),
                 Err(_) if self.write().fill(iova.0, length as u64, access)? => {}
-                Err(_) => return refused("no mapping allows it"),
+                Err(_) => return refused("no mapping allows it, or too many are needed"),
             }
         }
         refused("it was unmapped over and over meanwhile")
@@ -191,17 +191,19 @@ impl Cache {
         self.fills = 0;
     }
 
-    /// Looks up every mapping of an access; false when one of them is missing or does not allow it.
+    /// Looks up every mapping of an access; false when one of them is missing or does not allow it, or when they are
+    /// too many.
     fn fill(&mut self, start: u64, length: u64, access: Permissions) -> Result<bool, Error> {
+        // Not in between, lest an access take from itself what it needs.
+        if self.fills >= FILLS_MAX {
+            self.empty();
+        }
         let end = start.saturating_add(length);
         let mut at = start;
         while at < end {
-            let Some(extent) = self.reach.lookup(at, access) else {
+            let Some(extent) = self.reach.lookup(at, access).filter(|_| self.fills < 2 * FILLS_MAX) else {
                 return Ok(false);
             };
-            if self.fills >= FILLS_MAX {
-                self.empty();
-            }
             if let Some((start, length)) = cachable(&extent.range) {
                 let permissions = permissions(extent.access);
                 self.iotlb.set_mapping(start, GuestAddress(extent.gpa.0), length, permissions)?;
