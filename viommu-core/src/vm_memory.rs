@@ -62,8 +62,8 @@ use vm_memory::{GuestAddress, Iotlb, Permissions};
 use crate::mapping::Reader;
 use crate::{Access, Device, EndpointId, Extent, Iova, IovaRange};
 
-/// Mappings looked up after which the next miss empties the IOTLB, so that a guest cannot make it grow: some megabytes.
-const FILLS_MAX: usize = 1 << 16;
+/// Mappings looked up after which the next miss empties the IOTLB, so that a guest cannot make it grow: about a megabyte.
+const FILLS_MAX: usize = 1 << 13;
 /// Times that a lookup begins anew when what it filled was taken away before it could be used.
 const TRIES: usize = 16;
 
@@ -147,7 +147,7 @@ impl Iommu for EndpointIommu {
     type IotlbGuard<'a> = IotlbGuard<'a>;
 
     /// Fails for an access to the last byte of the 64-bit space, which the [`Iotlb`] cannot express, and may fail for one
-    /// through more than 65536 mappings.
+    /// through more than 8192 mappings.
     fn translate(
         &self,
         iova: GuestAddress,
