@@ -2,7 +2,9 @@
 
 //! A tree copied to a space of its own size: what fragmentation and shrinking cost is paid back here.
 
-use super::node::{Head, Node, NodeRef, Table, digits};
+use core::sync::atomic::Ordering;
+
+use super::node::{Head, Node, NodeRef, Table};
 use super::tree::{Slot, Tree};
 
 impl Tree {
@@ -48,9 +50,9 @@ impl Tree {
     ) -> NodeRef {
         let (head, bitmap) = (from.head(table), from.present(table));
         let copy = self.new_table(table.holds(), head, bitmap);
-        for digit in digits(bitmap) {
-            let item = copied(self, from.item(table, digit), head);
-            copy.set_item(self.words(copy), digit, item);
+        for ((place, _), (_, item)) in copy.places(bitmap).zip(from.items(table)) {
+            let item = copied(self, item, head);
+            copy.set_item_at(self.words(copy), place, item, Ordering::Relaxed);
         }
         self.finished(copy)
     }

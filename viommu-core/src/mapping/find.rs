@@ -10,7 +10,7 @@ use core::cmp::Ordering;
 
 use super::arena::{Arena, Torn};
 use super::node::{ABOVE_LEAVES, DIGITS, Node, NodeRef, Table, below, digit, next_lower, prefix};
-use super::value::Entry;
+use super::value::{Entry, is_long};
 
 /// The root of the tree.
 #[inline]
@@ -18,8 +18,26 @@ pub(super) fn root(arena: &Arena) -> Result<NodeRef, Torn> {
     arena.load(0).map(|root| NodeRef(root as u32))
 }
 
-/// The mapping of the highest key that is not above `key`.
+/// The leaf of `key`, if a shortcut leads to it.
 #[inline]
+pub(super) fn leaf_at_once(arena: &Arena, key: u64) -> Option<Table> {
+    let node = arena.shortcuts.to(key)?;
+    let child = Table::plain_child(node, arena, digit(key, ABOVE_LEAVES)).ok()?;
+    match child.node() {
+        Node::Leaf(leaf) => Some(leaf),
+        _ => None,
+    }
+}
+
+/// The short mapping that begins at `key`, if a shortcut leads to its leaf. Most lookups end here, after so few
+/// steps that a processor is on several of them at a time.
+#[inline]
+pub(super) fn short_at(arena: &Arena, key: u64) -> Option<Entry> {
+    let word = leaf_at_once(arena, key)?.item(arena, digit(key, 0)).ok()?;
+    (!is_long(word)).then_some(Entry { key, word, more: 0 })
+}
+
+/// The mapping of the highest key that is not above `key`.
 pub(super) fn floor(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
     if let Some(node) = arena.shortcuts.to(key) {
         let child = Table::plain_child(node, arena, digit(key, ABOVE_LEAVES))?;
@@ -45,8 +63,7 @@ fn below_inner(arena: &Arena, at: NodeRef, key: u64) -> Result<Option<Entry>, To
     }
 }
 
-/// The same as [`floor`], all the way. Kept apart, so that the short way stays short.
-#[inline(never)]
+/// The same, all the way.
 fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
     // The inner nodes passed, to go back to when there is nothing at or below the key further down.
     let mut passed = [0; DIGITS];

@@ -2,16 +2,23 @@
 
 //! A new entry's way into the tree.
 
+use super::find;
 use super::node::{
     ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digit, next_higher, next_lower, prefix,
     shift_of_difference,
 };
 use super::tree::{Slot, Tree};
-use super::value::Entry;
+use super::value::{Entry, is_long};
 
 impl Tree {
     /// Adds an entry, of whose key there is none.
     pub(super) fn insert(&mut self, entry: Entry) {
+        if !is_long(entry.word)
+            && let Some(leaf) = find::leaf_at_once(self.space.arena(), entry.key)
+            && self.fill_place(leaf, digit(entry.key, 0), entry.word)
+        {
+            return;
+        }
         // A shortcut leads to a node that takes children in place: where itself stands does not matter.
         let mut slot = Slot::Root;
         let (mut at, mut shift) = match self.shortcut(entry.key) {

@@ -19,9 +19,10 @@
 //! | longer, the worst                     | 54                |
 //!
 //! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once.
-//! Removing many takes time by the nodes that go. When an eighth of the memory is wasted the tree moves to memory of its
-//! own size, in time proportional to it, and the change waits: mostly a removal, but also an addition, where many small
-//! nodes grow in turn. Spread over the changes that lead there, that is eight times the words of the nodes they replaced.
+//! Removing many takes time by the nodes that go. When an eighth of the memory is wasted, and a mapping takes more than
+//! 24 bytes with it, the tree moves to memory of its own size, in time proportional to it, and the change waits: mostly a
+//! removal, but also an addition, where many small nodes grow in turn. Spread over the changes that lead there, that is
+//! at most eight times the words of the nodes they replaced.
 //!
 //! # Who may look
 //!
@@ -98,9 +99,9 @@ const FIXED_BYTES: usize = size_of::<Mappings>() + size_of::<Shared>() + 2 * siz
 
 impl Mappings {
     /// The most bytes by which one insertion makes [`bytes_max`](Mappings::bytes_max) grow.
-    pub const GROWTH_MAX: usize = 11 * space::INSERTION_WORDS_MAX;
+    pub const GROWTH_MAX: usize = space::INSERTION_BYTES_MAX;
     /// [`bytes_max`](Mappings::bytes_max) of no mappings.
-    pub const EMPTY_BYTES_MAX: usize = FIXED_BYTES + Space::bytes_max(1);
+    pub const EMPTY_BYTES_MAX: usize = FIXED_BYTES + Space::bytes_max(1, 0);
     /// The most bytes that the mappings of one domain may take: there are no more numbers for words.
     pub const BYTES_LIMIT: usize = 1 << 30;
 
@@ -123,12 +124,17 @@ impl Mappings {
     /// The most bytes that such mappings take, whatever was mapped and removed before. Only
     /// [`insert`](Mappings::insert) makes it grow, by [`GROWTH_MAX`](Mappings::GROWTH_MAX) at most.
     pub fn bytes_max(&self) -> usize {
-        FIXED_BYTES.saturating_add(Space::bytes_max(self.tree.space.live()))
+        FIXED_BYTES.saturating_add(Space::bytes_max(self.tree.space.live(), self.count))
     }
 
     /// The mapping that holds `iova`.
+    #[inline]
     pub fn find(&self, iova: u64) -> Option<Mapping> {
-        self.last_from(iova).filter(|mapping| mapping.range.contains(iova))
+        let begins_there = find::short_at(self.tree.space.arena(), self.granule.number_of(iova));
+        match begins_there.and_then(|entry| entry.unpacked(self.granule).ok()) {
+            None => self.last_from(iova).filter(|mapping| mapping.range.contains(iova)),
+            found => found,
+        }
     }
 
     /// Whether any mapping shares a byte with `range`.
@@ -140,8 +146,8 @@ impl Mappings {
     pub fn insert(&mut self, mapping: Mapping) {
         debug_assert!(!self.overlaps(&mapping.range));
         self.tree.insert(Entry::packed(self.granule, &mapping));
-        self.tree.settle();
         self.count = self.count.saturating_add(1);
+        self.tree.settle(self.count);
     }
 
     /// Whether any mapping lies within `range`.
@@ -169,8 +175,8 @@ impl Mappings {
         let first = if self.granule.is_start(range.start()) { first } else { first.saturating_add(1) };
         let last = self.granule.number_of(range.last());
         let removed = self.tree.remove(Keys { first, last });
-        self.tree.settle();
         self.count = self.count.saturating_sub(removed);
+        self.tree.settle(self.count);
         removed
     }
 

@@ -356,6 +356,14 @@ impl Table {
         }
     }
 
+    /// The digits of the bitmap in order, each after its place.
+    #[inline]
+    pub(super) fn places(self, bitmap: u64) -> impl Iterator<Item = (u32, u32)> {
+        (0u32..)
+            .zip(digits(bitmap))
+            .map(move |(rank, digit)| (if self.is_full() { digit } else { rank }, digit))
+    }
+
     /// Where the item of `digit` is, which the bitmap has.
     #[inline]
     fn place(self, bitmap: u64, digit: u32) -> u32 {

@@ -41,11 +41,30 @@ impl Reader {
     }
 
     /// The mapping that holds `iova`.
+    #[inline]
     pub fn find(&mut self, iova: u64) -> Option<Mapping> {
         // First of all: by the time that a mapping is found, it may be removed and its range open again.
         if self.shared.closed().contains(iova) {
             return None;
         }
+        self.find_at_once(iova).or_else(|| self.find_in_the_end(iova))
+    }
+
+    /// A short mapping that the first steps lead to, while the writer does nothing that matters.
+    #[inline]
+    fn find_at_once(&self, iova: u64) -> Option<Mapping> {
+        let epoch = self.shared.epoch();
+        if self.shared.generation() != self.generation {
+            return None;
+        }
+        let entry = find::short_at(&self.arena, self.granule.number_of(iova))?;
+        self.shared.is_sound_since(epoch).then(|| entry.unpacked(self.granule).ok()).flatten()
+    }
+
+    /// Any mapping, as soon as the writer lets one look.
+    #[cold]
+    #[inline(never)]
+    fn find_in_the_end(&mut self, iova: u64) -> Option<Mapping> {
         loop {
             // In this order: what left the tree before this epoch is not in the arena that is then found.
             let epoch = self.shared.epoch();

@@ -2,11 +2,13 @@
 
 //! The way of entries out of the tree: any number in one range.
 
+use super::find;
 use super::node::{
     ABOVE_LEAVES, Head, Node, NodeRef, Table, below, below_prefix, bit, digit, digits, next_higher,
     next_lower, prefix,
 };
 use super::tree::{Slot, Tree};
+use super::value::is_long;
 
 /// Keys `first..=last`.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +20,9 @@ pub(super) struct Keys {
 impl Tree {
     /// Removes the entries whose keys are among `keys`; says how many.
     pub(super) fn remove(&mut self, keys: Keys) -> usize {
+        if keys.first == keys.last && self.remove_short_at(keys.first) {
+            return 1;
+        }
         let mut slot = Slot::Root;
         // The inner node of `slot`, and where itself stands.
         let mut parent = None;
@@ -55,6 +60,19 @@ impl Tree {
             _ => self.put(slot, left),
         }
         removed
+    }
+
+    /// Removes the short mapping that begins at `key`, if a shortcut leads to its leaf, which stays as it is; says
+    /// whether it did.
+    #[inline]
+    fn remove_short_at(&self, key: u64) -> bool {
+        let arena = self.space.arena();
+        let digit = digit(key, 0);
+        let leaf = find::leaf_at_once(arena, key);
+        leaf.is_some_and(|leaf| {
+            let has_it = leaf.item(arena, digit).is_ok_and(|item| !is_long(item));
+            has_it && self.empty_places(leaf, bit(digit))
+        })
     }
 
     /// A shortcut to an inner node that has all of the keys under one child and stays in its place without it.

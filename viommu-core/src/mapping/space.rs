@@ -20,14 +20,27 @@ const ROOT_WORDS: u32 = 1;
 /// Words of the first chunk.
 const FIRST_CHUNK_WORDS: u32 = 16;
 /// The most words that one insertion adds: a larger table, a lone node, a long mapping.
-pub(super) const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 5;
+const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 5;
+/// The most bytes by which one insertion makes [`Space::bytes_max`] grow.
+pub(super) const INSERTION_BYTES_MAX: usize = BYTES_A_WORD * (enough_words(INSERTION_WORDS_MAX, 0) + 1);
+/// Bytes for each word that may be used, of which it is 8 itself.
+const BYTES_A_WORD: usize = 10;
 /// Bytes that even a small tree may come to hold.
 const BYTES_AT_LEAST: usize = 2560;
+/// Words that may be wasted in any tree.
+const WASTE_AT_LEAST: usize = 96;
 /// Retired blocks after which the epoch takes a step.
 const FRESH_MAX: usize = size(128, 2);
 /// Retired blocks that are remembered one by one; those of a removal that retires more are lost until the tree
 /// is copied.
 const RETIRED_MAX: usize = 2 * FRESH_MAX;
+
+/// The words that may be used for nodes of `live` words with `count` entries. A tree of many small nodes that are
+/// about to grow wastes as many words as it has before they are of use again: where a mapping takes little, it may.
+const fn enough_words(live: usize, count: usize) -> usize {
+    let (by_nodes, by_entries) = (live.saturating_add(live / 8), count.saturating_mul(3));
+    if by_nodes > by_entries { by_nodes } else { by_entries }
+}
 
 /// Words in a row: the first and how many.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +63,6 @@ pub(super) struct Space {
     free: Vec<u32>,
     /// One bit for each size that has a free block.
     free_sizes: u128,
-    /// Whether anything was retired since the last change ended.
-    has_retired: bool,
     /// Retired since the last step of the epoch.
     fresh: Vec<Block>,
     fresh_words: usize,
@@ -71,7 +82,6 @@ impl Space {
             unused: Block { at: ROOT_WORDS, words: first.saturating_sub(ROOT_WORDS) },
             free: Vec::new(),
             free_sizes: 0,
-            has_retired: false,
             fresh: Vec::new(),
             fresh_words: 0,
             aging: Vec::new(),
@@ -103,10 +113,10 @@ impl Space {
             .saturating_add(self.free.capacity().saturating_mul(size_of::<u32>()))
     }
 
-    /// The most bytes held for nodes of `live` words, whatever came before: what may be wasted, the unused part of
-    /// the last chunk, and the lists.
-    pub(super) const fn bytes_max(live: usize) -> usize {
-        live.saturating_mul(11).saturating_add(BYTES_AT_LEAST)
+    /// The most bytes held for nodes of `live` words with `count` entries, whatever came before: the words that may
+    /// be used, an eighth of them for the unused part of the last chunk, shortcuts, lists.
+    pub(super) const fn bytes_max(live: usize, count: usize) -> usize {
+        enough_words(live, count).saturating_mul(BYTES_A_WORD).saturating_add(BYTES_AT_LEAST)
     }
 
     /// The first of `words` words, at least 2, with any content.
@@ -122,26 +132,22 @@ impl Space {
     /// Takes back the words of a node that left the tree, or is about to.
     pub(super) fn retire(&mut self, at: u32, words: u32) {
         self.live = self.live.saturating_sub(words as usize);
-        self.has_retired = true;
         if self.fresh.len() < RETIRED_MAX {
             self.fresh.push(Block { at, words });
             self.fresh_words = self.fresh_words.saturating_add(words as usize);
         }
     }
 
-    /// Ends a change of the tree: nothing that was retired can be reached from its root. Says whether so much is lost
-    /// or waits that the tree should be copied to a space of its own size.
-    pub(super) fn settle(&mut self, shared: &Shared) -> bool {
-        if !core::mem::take(&mut self.has_retired) {
-            return false;
-        }
+    /// Ends a change of the tree, which has `count` entries: nothing that was retired can be reached from its root.
+    /// Says whether so much is lost or waits that the tree should be copied to a space of its own size.
+    pub(super) fn settle(&mut self, count: usize, shared: &Shared) -> bool {
         // Few steps, lest they overtake a lookup; yet not so few that what waits is much.
-        if self.fresh_words > (self.live / 64).saturating_add(32) || self.fresh.len() >= FRESH_MAX {
+        let waits_much = self.fresh_words > (self.live / 64).saturating_add(32);
+        if waits_much || self.fresh.len() >= FRESH_MAX {
             self.advance(shared);
         }
         let used = self.capacity.saturating_sub(self.unused.words as usize);
-        let wasted = used.saturating_sub(self.live);
-        wasted > (self.live / 8).saturating_add(96)
+        used > enough_words(self.live, count).saturating_add(WASTE_AT_LEAST)
     }
 
     fn advance(&mut self, shared: &Shared) {

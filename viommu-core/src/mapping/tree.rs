@@ -41,9 +41,10 @@ impl Tree {
         Tree { space, shared }
     }
 
-    /// Ends a change: what waits may become free, and a tree in a space too large for it is copied.
-    pub(super) fn settle(&mut self) {
-        if self.space.settle(&self.shared) {
+    /// Ends a change after which there are `count` entries: what waits may become free, and a tree in a space too
+    /// large for it is copied.
+    pub(super) fn settle(&mut self, count: usize) {
+        if self.space.settle(count, &self.shared) {
             self.copy_to_own_size();
         }
     }
@@ -67,16 +68,19 @@ impl Tree {
         table.bitmap(self.arena()).unwrap_or(0)
     }
 
+    /// The digits that have an item, each with the item, in order.
+    pub(super) fn items(&self, table: Table) -> impl Iterator<Item = (u32, u64)> {
+        let (words, bitmap) = (self.words(table), self.bitmap(table));
+        let items = table.places(bitmap).map(move |(place, digit)| (digit, table.item_in(words, place)));
+        items.filter(|(_, item)| *item != 0)
+    }
+
     /// The digits that have an item.
     pub(super) fn present(&self, table: Table) -> u64 {
-        let bitmap = self.bitmap(table);
         if table.is_full() {
-            return bitmap;
+            return self.bitmap(table);
         }
-        let words = self.words(table);
-        let places = (0u32..).zip(digits(bitmap));
-        let present = places.filter(|(place, _)| table.item_in(words, *place) != 0);
-        present.fold(0, |bits, (_, digit)| bits | bit(digit))
+        self.items(table).fold(0, |bits, (digit, _)| bits | bit(digit))
     }
 
     /// The item of `digit`, or 0.
@@ -171,18 +175,14 @@ impl Tree {
         table.reference(true)
     }
 
-    /// Gives a new table the items that it shares with an old one.
-    fn fill(&self, table: Table, bitmap: u64, old: Table, old_bitmap: u64) {
-        let (to, from) = (self.words(table), self.words(old));
-        let (mut rank, mut old_rank) = (0, 0);
-        for digit in digits(bitmap | old_bitmap) {
-            let (is_new, is_old) = (bitmap & bit(digit) != 0, old_bitmap & bit(digit) != 0);
-            if is_new && is_old {
-                let item = old.item_in(from, if old.is_full() { digit } else { old_rank });
-                table.set_item_at(to, if table.is_full() { digit } else { rank }, item, Ordering::Relaxed);
+    /// Gives a new table, for the digits of `bitmap`, those of an old one's items that it has digits for.
+    fn fill(&self, table: Table, bitmap: u64, old: Table) {
+        let words = self.words(table);
+        let mut places = table.places(bitmap);
+        for (digit, item) in self.items(old).filter(|(digit, _)| bitmap & bit(*digit) != 0) {
+            if let Some((place, _)) = places.find(|(_, of)| *of == digit) {
+                table.set_item_at(words, place, item, Ordering::Relaxed);
             }
-            rank = rank.wrapping_add(u32::from(is_new));
-            old_rank = old_rank.wrapping_add(u32::from(is_old));
         }
     }
 
@@ -192,30 +192,42 @@ impl Tree {
         if gone == 0 {
             return node;
         }
-        let (head, bitmap, words) = (self.head(table), self.bitmap(table), self.words(table));
-        let before = if table.is_full() { bitmap.count_ones() } else { head.count() };
-        let count = before.wrapping_sub(gone.count_ones());
-        if !table.is_too_empty(bitmap.count_ones(), count) {
-            if table.is_full() {
-                words.store(1, bitmap & !gone, Ordering::Release);
-            } else {
-                words.store(0, head.counting(count).0, Ordering::Release);
-            }
-            digits(gone).for_each(|digit| table.set_item(words, digit, 0));
+        if self.empty_places(table, gone) {
             return node;
         }
+        let (head, bitmap) = (self.head(table), self.bitmap(table));
         let left = self.present(table) & !gone;
         let smaller = match left.checked_ilog2() {
             None => NodeRef::NONE,
-            Some(digit) if count == 1 => self.alone(table, digit),
+            Some(digit) if left == bit(digit) => self.alone(table, digit),
             Some(_) => {
                 let smaller = self.new_table(table.holds(), head, left);
-                self.fill(smaller, left, table, bitmap);
+                self.fill(smaller, left, table);
                 self.finished(smaller)
             }
         };
         self.retire(table, bitmap);
         smaller
+    }
+
+    /// Removes the items of the digits in `gone`, which the table has, if it stays as it is without them; says whether
+    /// it does.
+    #[inline]
+    pub(super) fn empty_places(&self, table: Table, gone: u64) -> bool {
+        let words = self.words(table);
+        let (head, bitmap) = (words.load(0).map_or(Head(0), Head), words.load(1).unwrap_or(0));
+        let before = if table.is_full() { bitmap.count_ones() } else { head.count() };
+        let count = before.wrapping_sub(gone.count_ones());
+        if table.is_too_empty(bitmap.count_ones(), count) {
+            return false;
+        }
+        if table.is_full() {
+            words.store(1, bitmap & !gone, Ordering::Release);
+        } else {
+            words.store(0, head.counting(count).0, Ordering::Release);
+        }
+        digits(gone).for_each(|digit| table.set_item(words, digit, 0));
+        true
     }
 
     /// What does for a table whose only item is that of `digit`.
@@ -232,24 +244,36 @@ impl Tree {
 
     /// The table with one more item, which is a value or a fitted reference.
     pub(super) fn grown(&mut self, node: NodeRef, table: Table, added: u32, item: u64) -> NodeRef {
-        let (head, bitmap) = (self.head(table), self.bitmap(table));
-        if table.is_full() || bitmap & bit(added) != 0 {
-            let words = self.words(table);
-            table.set_item(words, added, item);
-            // A reader that sees the bit finds the item.
-            if table.is_full() {
-                words.store(1, bitmap | bit(added), Ordering::Release);
-            } else {
-                words.store(0, head.counting(head.count().wrapping_add(1)).0, Ordering::Release);
-            }
+        if self.fill_place(table, added, item) {
             return node;
         }
+        let (head, bitmap) = (self.head(table), self.bitmap(table));
         let more = self.present(table) | bit(added);
         let larger = self.new_table(table.holds(), head, more);
-        self.fill(larger, more, table, bitmap);
+        self.fill(larger, more, table);
         larger.set_item(self.words(larger), added, item);
         self.retire(table, bitmap);
         self.finished(larger)
+    }
+
+    /// Adds an item where there is a place for it; says whether there is.
+    #[inline]
+    pub(super) fn fill_place(&self, table: Table, added: u32, item: u64) -> bool {
+        let words = self.words(table);
+        let bitmap = words.load(1).unwrap_or(0);
+        if table.is_full() {
+            table.set_item_at(words, added, item, Ordering::Release);
+            // A reader that sees the bit finds the item.
+            words.store(1, bitmap | bit(added), Ordering::Release);
+            return true;
+        }
+        let has_place = bitmap & bit(added) != 0;
+        if has_place {
+            table.set_item(words, added, item);
+            let head = words.load(0).map_or(Head(0), Head);
+            words.store(0, head.counting(head.count().wrapping_add(1)).0, Ordering::Release);
+        }
+        has_place
     }
 
     pub(super) fn retire_lone(&mut self, node: NodeRef) {
