@@ -18,6 +18,8 @@
 //! | of up to 511 granules, the worst      | 46                |
 //! | longer, the worst                     | 54                |
 //!
+//! What takes less may come to 27 meanwhile, with words that are not used again yet.
+//!
 //! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once.
 //! Removing many takes time by the nodes that go. When an eighth of the memory is wasted, and a mapping takes more than
 //! 24 bytes with it, the tree moves to memory of its own size, in time proportional to it, and the change waits: mostly a

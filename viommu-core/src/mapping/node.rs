@@ -257,13 +257,18 @@ impl Table {
         }
     }
 
-    /// Words of the table with `count` items.
+    /// Words of the table with `count` items. Leaves have sizes in common, so that one that grows finds room where
+    /// others have grown before.
     pub(super) fn words(self, count: u32) -> u32 {
         let places = if self.is_full() { 64 } else { count };
-        ITEMS.wrapping_add(match self.holds() {
-            Holds::Values => places,
-            Holds::Nodes => places.div_ceil(2),
-        })
+        match self.holds() {
+            Holds::Nodes => ITEMS.wrapping_add(places.div_ceil(2)),
+            Holds::Values => match ITEMS.wrapping_add(places) {
+                words if self.is_full() => words,
+                words if words < 16 => words.next_multiple_of(2),
+                words => words.next_multiple_of(4),
+            },
+        }
     }
 
     #[inline]

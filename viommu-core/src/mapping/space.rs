@@ -17,8 +17,9 @@ use super::sync::size;
 
 /// The root's place.
 const ROOT_WORDS: u32 = 1;
-/// Words of the first chunk.
-const FIRST_CHUNK_WORDS: u32 = 16;
+/// Words of the smallest first chunk, and of the smallest other one.
+const FIRST_CHUNK_WORDS: u32 = 8;
+const NEXT_CHUNK_WORDS: u32 = 16;
 /// The most words that one insertion adds: a larger table, a lone node, a long mapping.
 const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 5;
 /// The most bytes by which one insertion makes [`Space::bytes_max`] grow.
@@ -28,7 +29,7 @@ const BYTES_A_WORD: usize = 10;
 /// Bytes that even a small tree may come to hold.
 const BYTES_AT_LEAST: usize = 2560;
 /// Words that may be wasted in any tree.
-const WASTE_AT_LEAST: usize = 96;
+const WASTE_AT_LEAST: usize = 64;
 /// Retired blocks after which the epoch takes a step.
 const FRESH_MAX: usize = size(128, 2);
 /// Retired blocks that are remembered one by one; those of a removal that retires more are lost until the tree
@@ -142,7 +143,7 @@ impl Space {
     /// Says whether so much is lost or waits that the tree should be copied to a space of its own size.
     pub(super) fn settle(&mut self, count: usize, shared: &Shared) -> bool {
         // Few steps, lest they overtake a lookup; yet not so few that what waits is much.
-        let waits_much = self.fresh_words > (self.live / 64).saturating_add(32);
+        let waits_much = self.fresh_words > (self.live / 64).saturating_add(24);
         if waits_much || self.fresh.len() >= FRESH_MAX {
             self.advance(shared);
         }
@@ -217,6 +218,6 @@ impl Space {
     /// An eighth of what there is: that much may stay unused.
     fn next_chunk_words(&self, words: u32) -> u32 {
         let eighth = u32::try_from(self.capacity / 8).unwrap_or(CHUNK_WORDS_MAX);
-        eighth.clamp(FIRST_CHUNK_WORDS, CHUNK_WORDS_MAX).max(words)
+        eighth.clamp(NEXT_CHUNK_WORDS, CHUNK_WORDS_MAX).max(words)
     }
 }

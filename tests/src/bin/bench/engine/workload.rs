@@ -55,6 +55,7 @@ pub const ACCESS: u64 = 64;
 const ALL: &[Op] =
     &[Op::Map, Op::Lookup, Op::Shared, Op::Busy, Op::Pair, Op::Unmap, Op::MapInOrder, Op::Destroy];
 const SIZES: &[Op] = &[Op::Map, Op::Lookup, Op::Pair, Op::Destroy];
+const FILL: &[Op] = &[Op::Map, Op::Destroy];
 const ATTACH: &[Op] = &[Op::Map, Op::Replay, Op::Destroy];
 
 /// All workloads for domains of `count` mappings; the first one is dense.
@@ -66,6 +67,7 @@ pub fn all(count: usize) -> Vec<Workload> {
         workload("one page in 16", Layout::OneIn(16), count, ALL),
         workload("4 KiB, 64 KiB, 2 MiB, 1 GiB mixed", Layout::FourSizes, count, SIZES),
         workload("any size to 16 MiB", Layout::AnySize, count, SIZES),
+        workload("pages side by side, in 64 rounds", Layout::Dense, count, FILL).in_rounds(),
         workload(&format!("{tenth} pages side by side"), Layout::Dense, tenth, ATTACH),
         workload(&format!("{tenth} pages, one in 16"), Layout::OneIn(16), tenth, ATTACH),
     ]
@@ -94,6 +96,12 @@ impl Workload {
             name,
             ops,
         }
+    }
+
+    /// Makes a mapping of every 64 in order, then the next of every 64, and so on: all of the engine's nodes grow in turn.
+    fn in_rounds(self) -> Workload {
+        let round = |first| self.in_order.iter().skip(first).step_by(64).copied();
+        Workload { map: (0..64).flat_map(round).collect(), ..self }
     }
 }
 
