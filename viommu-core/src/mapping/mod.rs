@@ -132,11 +132,8 @@ impl Mappings {
     /// The mapping that holds `iova`.
     #[inline]
     pub fn find(&self, iova: u64) -> Option<Mapping> {
-        let begins_there = find::short_at(self.tree.space.arena(), self.granule.number_of(iova));
-        match begins_there.and_then(|entry| entry.unpacked(self.granule).ok()) {
-            None => self.last_from(iova).filter(|mapping| mapping.range.contains(iova)),
-            found => found,
-        }
+        let found = self.first_granule_of(iova).or_else(|| self.last_from(iova));
+        found.filter(|mapping| mapping.range.contains(iova))
     }
 
     /// Whether any mapping shares a byte with `range`.
@@ -157,8 +154,8 @@ impl Mappings {
     /// # Errors
     /// [`WouldSplit`] when a mapping lies only partly within it.
     pub fn any_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
-        let Some(highest) = self.last_from(range.last()).filter(|mapping| mapping.range.overlaps(range))
-        else {
+        let highest = self.first_granule_of(range.last()).or_else(|| self.last_from(range.last()));
+        let Some(highest) = highest.filter(|mapping| mapping.range.overlaps(range)) else {
             return Ok(false);
         };
         let lowest =
@@ -196,6 +193,13 @@ impl Mappings {
     /// Says at which IOVAs readers find nothing although they are mapped, until the next call.
     pub(crate) fn close(&self, range: Option<IovaRange>) {
         self.tree.shared.closed().set(range);
+    }
+
+    /// The mapping whose first granule has `iova`, if it is short and found at once.
+    #[inline]
+    fn first_granule_of(&self, iova: u64) -> Option<Mapping> {
+        let entry = find::short_at(self.tree.space.arena(), self.granule.number_of(iova))?;
+        entry.unpacked(self.granule).ok()
     }
 
     /// The last mapping that begins at or before `iova`.

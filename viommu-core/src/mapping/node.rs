@@ -303,6 +303,7 @@ impl Table {
     }
 
     /// The item of the highest digit in `wanted` that there is: the digit and the item.
+    #[inline]
     pub(super) fn highest_item(self, arena: &Arena, wanted: u64) -> Result<Option<(u32, u64)>, Torn> {
         let bitmap = self.bitmap(arena)?;
         let mut left = bitmap & wanted;

@@ -141,6 +141,7 @@ impl Space {
 
     /// Ends a change of the tree, which has `count` entries: nothing that was retired can be reached from its root.
     /// Says whether so much is lost or waits that the tree should be copied to a space of its own size.
+    #[inline]
     pub(super) fn settle(&mut self, count: usize, shared: &Shared) -> bool {
         // Few steps, lest they overtake a lookup; yet not so few that what waits is much.
         let waits_much = self.fresh_words > (self.live / 64).saturating_add(24);
@@ -151,6 +152,7 @@ impl Space {
         used > enough_words(self.live, count).saturating_add(WASTE_AT_LEAST)
     }
 
+    #[cold]
     fn advance(&mut self, shared: &Shared) {
         shared.advance();
         let aged = core::mem::take(&mut self.aging);

@@ -43,6 +43,7 @@ impl Tree {
 
     /// Ends a change after which there are `count` entries: what waits may become free, and a tree in a space too
     /// large for it is copied.
+    #[inline]
     pub(super) fn settle(&mut self, count: usize) {
         if self.space.settle(count, &self.shared) {
             self.copy_to_own_size();
