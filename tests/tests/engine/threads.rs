@@ -34,6 +34,15 @@ fn stays(place: u64) -> bool {
     place % 8 == 5
 }
 
+/// Has the readers end, whether the writer succeeds or fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn read(mut reader: Reader, stride: u64, seed: u64, lookups: &AtomicU64, done: &AtomicBool) {
     let mut random = Random(seed);
     while !done.load(Ordering::Relaxed) {
@@ -81,9 +90,10 @@ fn readers_find_what_stays_mapped_while_everything_around_it_changes() {
                 let (reader, lookups, done) = (mappings.reader(), &lookups, &done);
                 scope.spawn(move || read(reader, stride, seed, lookups, done))
             });
+            let end = End(&done);
             let has_failed = || readers.iter().any(|reader| reader.is_finished());
             write(&mut mappings, stride, 13, || lookups.load(Ordering::Relaxed) >= LOOKUPS || has_failed());
-            done.store(true, Ordering::Relaxed);
+            drop(end);
             readers.into_iter().for_each(|reader| reader.join().expect("no reader fails"));
         });
     }
