@@ -371,6 +371,40 @@ mod tests {
     }
 
     #[test]
+    fn in_a_dense_tree_what_is_short_is_found_at_once_by_its_first_granule_and_nothing_else_is() {
+        let mut mappings = Mappings::new(GRANULE);
+        (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
+        assert_eq!(mappings.remove_within(&range(0x1010, 0x1012)), 3);
+        assert_eq!(mappings.remove_within(&range(0x1020, 0x1500)), 0x4e1);
+        mappings.insert(mapping(0x1010, 0x1011));
+        mappings.insert(mapping(0x1020, 0x1500));
+        let at_once =
+            |granule| mappings.first_granule_of(GRANULE.start_of(granule)).map(|mapping| mapping.range);
+        assert_eq!(
+            [0x1000, 0x1fff, 0x2000].map(at_once),
+            [0x1000, 0x1fff, 0x2000].map(|one| Some(range(one, one)))
+        );
+        assert_eq!(at_once(0x1010), Some(range(0x1010, 0x1011)));
+        // The second of two, a hole, a long mapping.
+        assert_eq!([0x1011, 0x1012, 0x1020, 0x1100].map(at_once), [None; 4]);
+    }
+
+    #[test]
+    fn a_long_mapping_among_short_ones_of_a_dense_tree_is_found_whole_and_removed() {
+        let mut mappings = Mappings::new(GRANULE);
+        (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
+        let long = mapping(0x1020, 0x1500);
+        assert_eq!(mappings.remove_within(&long.range), 0x4e1);
+        mappings.insert(long);
+        let found = |mappings: &Mappings| {
+            [0x1020, 0x1021, 0x1500].map(|granule| mappings.find(GRANULE.start_of(granule)))
+        };
+        assert_eq!(found(&mappings), [Some(long); 3]);
+        assert_eq!(mappings.remove_within(&long.range), 1);
+        assert_eq!(found(&mappings), [None; 3]);
+    }
+
+    #[test]
     fn what_is_held_besides_the_tree_is_counted() {
         let mappings = with(&[]);
         let shared = size_of_val(&*mappings.tree.shared) + size_of::<[usize; 2]>();

@@ -96,3 +96,27 @@ impl Reader {
         Ok(Some(mapping).filter(|mapping| mapping.range.contains(iova)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Access, Gpa, IovaRange, Target};
+
+    fn page(number: u64) -> Mapping {
+        let range = IovaRange::new(number << 12, number << 12 | 0xfff).expect("a page");
+        Mapping { range, target: Target { gpa: Gpa(number << 12), access: Access::READ, mmio: false } }
+    }
+
+    #[test]
+    fn in_a_dense_tree_a_page_is_found_at_once_but_not_where_the_tree_was_before_it_moved() {
+        let mut mappings = Mappings::new(Granule::of_mask(0x1000).expect("not empty"));
+        (0..20_000).for_each(|number| mappings.insert(page(number)));
+        let mut reader = mappings.reader();
+        assert_eq!(reader.find_at_once(0x432_1123), Some(page(0x4321)));
+        let generation = mappings.tree.shared.generation();
+        let from_the_second_on = IovaRange::new(0x1000, u64::MAX).expect("start <= last");
+        assert_eq!(mappings.remove_within(&from_the_second_on), 19_999);
+        assert!(mappings.tree.shared.generation() != generation, "the tree has moved");
+        assert_eq!((reader.find_at_once(0x432_1123), reader.find(0x432_1123)), (None, None));
+    }
+}

@@ -143,3 +143,29 @@ fn digits_among(head: Head, keys: Keys) -> u64 {
     let to = digit(keys.last.min(highest), shift);
     (below(to) | bit(to)) & !below(from)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::mapping::{Mapping, Mappings};
+    use crate::{Access, Gpa, Granule, IovaRange, Target};
+
+    #[test]
+    fn in_a_dense_tree_a_short_mapping_is_removed_at_once_by_its_first_granule_and_nothing_else_is() {
+        let mut mappings = Mappings::new(Granule::of_mask(0x1000).expect("not empty"));
+        let mut insert = |first: u64, last: u64| {
+            let range = IovaRange::new(first << 12, last << 12 | 0xfff).expect("first <= last");
+            let target = Target { gpa: Gpa(0), access: Access::READ, mmio: false };
+            mappings.insert(Mapping { range, target });
+        };
+        let is_mapped = |number: &u64| number % 4 < 2 && !(0x1102..0x1500).contains(number);
+        (0..0x4000).filter(is_mapped).for_each(|number| insert(number, number));
+        insert(0x1002, 0x1003);
+        insert(0x1102, 0x14ff);
+        let count = mappings.iter().count();
+        let at_once = |key| mappings.tree.remove_short_at(key);
+        assert_eq!([0x1001, 0x1002, 0x2000].map(at_once), [true; 3]);
+        // What is gone, the second of two, a hole, a long mapping.
+        assert_eq!([0x1001, 0x1003, 0x2002, 0x1102].map(at_once), [false; 4]);
+        assert_eq!(mappings.iter().count(), count - 3);
+    }
+}
