@@ -20,7 +20,7 @@ fn tenths(mappings: &Mappings) -> u64 {
 }
 
 #[test]
-fn a_mapping_takes_few_bytes_near_others_far_from_them_and_when_most_others_are_gone() {
+fn a_mapping_takes_few_bytes_near_others_far_from_them_and_when_most_others_are_gone_in_few_moves() {
     // The distance in granules, the most tenths of a byte for each mapping, and for each of the 16th that is left.
     let arrangements =
         [(1, 110, 270), (2, 190, 220), (3, 120, 280), (16, 170, 290), (512, 260, 340), (1 << 30, 270, 320)];
@@ -30,9 +30,13 @@ fn a_mapping_takes_few_bytes_near_others_far_from_them_and_when_most_others_are_
         let all = tenths(&mappings);
         // A word for each is the least that can hold them.
         assert!((80..=all_max).contains(&all), "every {stride} granules: {all}");
+        let (mut moves, mut last) = (0, mappings.bytes());
         for place in (0..COUNT).filter(|place| place % 16 != 0) {
             assert_eq!(mappings.remove_within(&page(place * stride).range), 1);
+            moves += u32::from(mappings.bytes() < last);
+            last = mappings.bytes();
         }
+        assert!(moves <= 25, "every {stride} granules: {moves} copies");
         let left = tenths(&mappings);
         assert!(left <= left_max, "every {stride} granules, and most are gone: {left}");
     }
@@ -60,6 +64,7 @@ fn an_area_that_fills_up_in_rounds_takes_few_bytes_and_is_rarely_copied() {
 fn no_mapping_and_a_few_take_little() {
     let mut mappings = Mappings::new(Granule::of_mask(0x1000).expect("not empty"));
     assert!((1..=512).contains(&mappings.bytes()));
+    assert!((1..=1024).contains(&Mappings::GROWTH_MAX));
     (0..10).for_each(|place| mappings.insert(page(place * 1000)));
     assert!(mappings.bytes() <= 2048, "{}", mappings.bytes());
 }
