@@ -4,8 +4,9 @@
 
 use core::sync::atomic::Ordering;
 
-use super::node::{Head, Node, NodeRef, Table};
+use super::node::{Head, Holds, Node, NodeRef, Table};
 use super::tree::{Slot, Tree};
+use super::value::{LONG_WORDS, is_long};
 
 impl Tree {
     /// Moves the tree. Readers that are in the old space end there; it is whole, and changes no more.
@@ -17,9 +18,28 @@ impl Tree {
 
     /// The same entries in a tree with readers of its own.
     pub(super) fn duplicate(&self) -> Tree {
-        let mut copy = Tree::new(self.space.live());
+        let mut copy = Tree::new(self.words_of_copy(self.root()));
         copy.take_over(self);
         copy
+    }
+
+    /// Words of the copies of a node and of all below it: nodes with vacant places are copied without them.
+    fn words_of_copy(&self, node: NodeRef) -> usize {
+        match node.node() {
+            Node::None => 0,
+            Node::Lone(at) => self.lone_entry(at).lone_words() as usize,
+            Node::Leaf(table) | Node::Inner(table) => {
+                let count = self.present(table).count_ones();
+                let own = Table::shape(table.holds(), count).words(count) as usize;
+                self.items(table).fold(own, |words, (_, item)| {
+                    words.saturating_add(match table.holds() {
+                        Holds::Values if is_long(item) => LONG_WORDS as usize,
+                        Holds::Values => 0,
+                        Holds::Nodes => self.words_of_copy(NodeRef(item as u32)),
+                    })
+                })
+            }
+        }
     }
 
     fn take_over(&mut self, from: &Tree) {

@@ -15,7 +15,7 @@ impl Tree {
     pub(super) fn insert(&mut self, entry: Entry) {
         if !is_long(entry.word)
             && let Some(leaf) = find::leaf_at_once(self.space.arena(), entry.key)
-            && self.fill_place(leaf, digit(entry.key, 0), entry.word)
+            && self.try_add_in_place(leaf, digit(entry.key, 0), entry.word)
         {
             return;
         }

@@ -115,6 +115,41 @@ fn a_shortcut_goes_while_the_table_of_shortcuts_is_replaced() {
     readers_see_what_stays(begin, &[0, 7 * 64], &[9 * 64, 23 * 64], change);
 }
 
+/// Leaves below a shortcut grow and shrink, each into words that were another's, and the inner node moves.
+#[test]
+fn leaves_below_a_shortcut_change_places() {
+    let change = |mappings: &mut Mappings| {
+        for _ in 0..2 {
+            for child in [3, 4, 5, 6] {
+                (2..8).for_each(|page| mappings.insert(mapping(child * 64 + page, 1)));
+            }
+            for child in [3, 4, 5, 6] {
+                (2..8).for_each(|page| remove(mappings, child * 64 + page));
+            }
+        }
+        mappings
+            .remove_within(&IovaRange::new((8 * 64) << 12, ((22 * 64) << 12) | 0xfff).expect("not empty"));
+        mappings.insert(mapping(9 * 64, 1));
+    };
+    let begin = || with((0..24).flat_map(|child| [child * 64, child * 64 + 1]));
+    readers_see_what_stays(begin, &[3 * 64, 4 * 64 + 1], &[5 * 64 + 2, 9 * 64], change);
+}
+
+/// A leaf below a shortcut has a place for every page and loses it again, while others come and go beside it.
+#[test]
+fn a_leaf_below_a_shortcut_becomes_full_and_packed_again() {
+    let change = |mappings: &mut Mappings| {
+        (2..26).for_each(|page| mappings.insert(mapping(3 * 64 + page, 1)));
+        (2..8).for_each(|page| mappings.insert(mapping(4 * 64 + page, 1)));
+        mappings.remove_within(
+            &IovaRange::new((3 * 64 + 2) << 12, ((3 * 64 + 63) << 12) | 0xfff).expect("not empty"),
+        );
+        (2..26).for_each(|page| mappings.insert(mapping(5 * 64 + page, 1)));
+    };
+    let begin = || with((0..24).flat_map(|child| [child * 64, child * 64 + 1]));
+    readers_see_what_stays(begin, &[3 * 64, 3 * 64 + 1, 4 * 64], &[3 * 64 + 9, 5 * 64 + 9], change);
+}
+
 /// Places of a leaf are left vacant and taken again, and then the leaf is copied without them.
 #[test]
 fn places_are_vacant_and_taken_again() {

@@ -15,16 +15,17 @@
 //! | one granule each, without gaps        | 9                 |
 //! | one granule in 16                     | 14                |
 //! | one granule in 64                     | 22                |
-//! | of up to 511 granules, the worst      | 46                |
-//! | longer, the worst                     | 54                |
+//! | of up to 511 granules, the worst      | 53                |
+//! | longer, the worst                     | 61                |
 //!
-//! What takes less may come to 27 meanwhile, with words that are not used again yet.
+//! What takes less may come to 18, and a small domain to twice this, with words that are not used again yet.
 //!
 //! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once.
-//! Removing many takes time by the nodes that go. When an eighth of the memory is wasted, and a mapping takes more than
-//! 24 bytes with it, the tree moves to memory of its own size, in time proportional to it, and the change waits: mostly a
-//! removal, but also an addition, where many small nodes grow in turn. Spread over the changes that lead there, that is
-//! at most eight times the words of the nodes they replaced.
+//! Removing many takes time by the nodes that go. When an eighth of the memory is wasted, and a mapping takes more
+//! than 16 bytes with it, the tree moves to memory of its own size, in time proportional to it, and the change waits:
+//! mostly a removal, but also an addition, where many small nodes grow in turn. Spread over the changes that lead there,
+//! that is at most eight times the words of the nodes they replaced, and less in a domain of some thousands, which may
+//! waste more.
 //!
 //! # Who may look
 //!
@@ -132,8 +133,8 @@ impl Mappings {
     /// The mapping that holds `iova`.
     #[inline]
     pub fn find(&self, iova: u64) -> Option<Mapping> {
-        let found = self.first_granule_of(iova).or_else(|| self.last_from(iova));
-        found.filter(|mapping| mapping.range.contains(iova))
+        let begins_there = self.found_at_once(iova);
+        begins_there.or_else(|| self.last_from(iova).filter(|mapping| mapping.range.contains(iova)))
     }
 
     /// Whether any mapping shares a byte with `range`.
@@ -154,7 +155,7 @@ impl Mappings {
     /// # Errors
     /// [`WouldSplit`] when a mapping lies only partly within it.
     pub fn any_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
-        let highest = self.first_granule_of(range.last()).or_else(|| self.last_from(range.last()));
+        let highest = self.found_at_once(range.last()).or_else(|| self.last_from(range.last()));
         let Some(highest) = highest.filter(|mapping| mapping.range.overlaps(range)) else {
             return Ok(false);
         };
@@ -195,9 +196,10 @@ impl Mappings {
         self.tree.shared.closed().set(range);
     }
 
-    /// The mapping whose first granule has `iova`, if it is short and found at once.
+    /// The mapping whose first granule has `iova`, if a shortcut leads to it: what is looked up or unmapped often is,
+    /// what is to be mapped is not there yet.
     #[inline]
-    fn first_granule_of(&self, iova: u64) -> Option<Mapping> {
+    fn found_at_once(&self, iova: u64) -> Option<Mapping> {
         let entry = find::short_at(self.tree.space.arena(), self.granule.number_of(iova))?;
         entry.unpacked(self.granule).ok()
     }
@@ -379,7 +381,7 @@ mod tests {
         mappings.insert(mapping(0x1010, 0x1011));
         mappings.insert(mapping(0x1020, 0x1500));
         let at_once =
-            |granule| mappings.first_granule_of(GRANULE.start_of(granule)).map(|mapping| mapping.range);
+            |granule| mappings.found_at_once(GRANULE.start_of(granule)).map(|mapping| mapping.range);
         assert_eq!(
             [0x1000, 0x1fff, 0x2000].map(at_once),
             [0x1000, 0x1fff, 0x2000].map(|one| Some(range(one, one)))

@@ -15,8 +15,8 @@
 //! The head is the part of the key that all items share, and where the digit is in which they differ. A **full** leaf
 //! or inner node has a place for each of the 64 digits, and its bitmap says which of them have an item. A **packed** one
 //! has places only for the digits in its bitmap, in order, and its head counts those that have an item. A place without
-//! an item is zero. Items come, go and are replaced in place where there is a place, the bitmap of a full node with
-//! them; everything else of a node never changes while the node is in the tree.
+//! an item is zero. Items come, go and are replaced in place where there is a place, and with them the bitmap of a full
+//! node or the count of a packed one; everything else of a node never changes while the node is in the tree.
 
 use core::sync::atomic::Ordering;
 
@@ -173,7 +173,7 @@ impl Head {
         Head(prefix | u64::from(shift).wrapping_shl(KEY_BITS))
     }
 
-    /// The same for a table of so many items.
+    /// The same for a packed table of so many items; what it says of a full one means nothing.
     pub(super) fn counting(self, count: u32) -> Head {
         let others = self.0 & 1u64.wrapping_shl(COUNT_SHIFT).wrapping_sub(1);
         Head(others | u64::from(count).wrapping_shl(COUNT_SHIFT))
@@ -213,12 +213,12 @@ pub(super) enum Holds {
 impl Table {
     /// The shape in which a table of `count` items is made; it has no place yet.
     pub(super) fn shape(holds: Holds, count: u32) -> Table {
-        // From here on a full one is not much larger, and takes an item in place.
-        let (kind, full_from) = match holds {
-            Holds::Values => (LEAF, 24),
-            Holds::Nodes => (INNER, 24),
+        let kind = match holds {
+            Holds::Values => LEAF,
+            Holds::Nodes => INNER,
         };
-        Table(if count >= full_from { kind | FULL } else { kind })
+        // From here on a full one is not much larger, and takes an item in place.
+        Table(if count >= 24 { kind | FULL } else { kind })
     }
 
     /// The same table from word `at` on.
@@ -260,11 +260,11 @@ impl Table {
     /// Words of the table with `count` items. Leaves have sizes in common, so that one that grows finds room where
     /// others have grown before.
     pub(super) fn words(self, count: u32) -> u32 {
-        let places = if self.is_full() { 64 } else { count };
-        match self.holds() {
-            Holds::Nodes => ITEMS.wrapping_add(places.div_ceil(2)),
-            Holds::Values => match ITEMS.wrapping_add(places) {
-                words if self.is_full() => words,
+        match (self.holds(), self.is_full()) {
+            (Holds::Nodes, true) => ITEMS.wrapping_add(32),
+            (Holds::Nodes, false) => ITEMS.wrapping_add(count.div_ceil(2)),
+            (Holds::Values, true) => NODE_WORDS_MAX,
+            (Holds::Values, false) => match ITEMS.wrapping_add(count) {
                 words if words < 16 => words.next_multiple_of(2),
                 words => words.next_multiple_of(4),
             },

@@ -16,8 +16,9 @@ use super::sync::spin_loop;
 /// # How it synchronises
 ///
 /// A lookup takes no lock and stores nothing that others read. It walks the tree while the writer changes it, and
-/// looks again when words it may have read were used anew meanwhile, which takes the writer dozens of changes. It
-/// takes a lock, for the time of copying a pointer, when the writer got itself more memory since the last lookup.
+/// looks again when words it may have read were used anew meanwhile, which takes the writer dozens of small changes or
+/// two large ones. It takes a lock, for the time of copying a pointer, when the writer got itself more memory since
+/// the last lookup.
 ///
 /// A mapping that exists during the whole lookup is found. One that comes or goes during it may be found or not,
 /// each of a request's mappings by itself. Whoever keeps what was found must therefore order itself with

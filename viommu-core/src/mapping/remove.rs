@@ -71,7 +71,7 @@ impl Tree {
         let leaf = find::leaf_at_once(arena, key);
         leaf.is_some_and(|leaf| {
             let has_it = leaf.item(arena, digit).is_ok_and(|item| !is_long(item));
-            has_it && self.empty_places(leaf, bit(digit))
+            has_it && self.try_remove_in_place(leaf, bit(digit))
         })
     }
 

@@ -23,23 +23,26 @@ const NEXT_CHUNK_WORDS: u32 = 16;
 /// The most words that one insertion adds: a larger table, a lone node, a long mapping.
 const INSERTION_WORDS_MAX: usize = NODE_WORDS_MAX as usize + 5;
 /// The most bytes by which one insertion makes [`Space::bytes_max`] grow.
-pub(super) const INSERTION_BYTES_MAX: usize = BYTES_A_WORD * (enough_words(INSERTION_WORDS_MAX, 0) + 1);
+pub(super) const INSERTION_BYTES_MAX: usize =
+    BYTES_A_WORD * (used_words_max(INSERTION_WORDS_MAX, 0) - used_words_max(0, 0) + 1);
 /// Bytes for each word that may be used, of which it is 8 itself.
 const BYTES_A_WORD: usize = 10;
-/// Bytes that even a small tree may come to hold.
-const BYTES_AT_LEAST: usize = 2560;
-/// Words that may be wasted in any tree.
-const WASTE_AT_LEAST: usize = 64;
-/// Retired blocks after which the epoch takes a step.
+/// Words that a tree may waste beyond an eighth of what it has.
+const SPARE_MAX: usize = 2048;
+/// Bytes of lists and chunks that even a small tree may come to hold.
+const BYTES_AT_LEAST: usize = 1792;
+/// Retired blocks after which the epoch takes a step, in a large tree.
 const FRESH_MAX: usize = size(128, 2);
-/// Retired blocks that are remembered one by one; those of a removal that retires more are lost until the tree
-/// is copied.
-const RETIRED_MAX: usize = 2 * FRESH_MAX;
 
-/// The words that may be used for nodes of `live` words with `count` entries. A tree of many small nodes that are
-/// about to grow wastes as many words as it has before they are of use again: where a mapping takes little, it may.
-const fn enough_words(live: usize, count: usize) -> usize {
-    let (by_nodes, by_entries) = (live.saturating_add(live / 8), count.saturating_mul(3));
+/// The most words that are used, by nodes and for nothing, when nodes have `live` words and there are `count` entries.
+const fn used_words_max(live: usize, count: usize) -> usize {
+    // A large tree may waste an eighth. A small one would be copied all the time for that: it may waste as much as it
+    // has.
+    let spare = if live < SPARE_MAX { live } else { SPARE_MAX };
+    let by_nodes = live.saturating_add(live / 8).saturating_add(spare).saturating_add(64);
+    // Many small nodes that grow in turn waste as much as they have, before it is of use again. So a mapping that takes
+    // little may take 16 bytes.
+    let by_entries = count.saturating_mul(2);
     if by_nodes > by_entries { by_nodes } else { by_entries }
 }
 
@@ -117,7 +120,7 @@ impl Space {
     /// The most bytes held for nodes of `live` words with `count` entries, whatever came before: the words that may
     /// be used, an eighth of them for the unused part of the last chunk, shortcuts, lists.
     pub(super) const fn bytes_max(live: usize, count: usize) -> usize {
-        enough_words(live, count).saturating_mul(BYTES_A_WORD).saturating_add(BYTES_AT_LEAST)
+        used_words_max(live, count).saturating_mul(BYTES_A_WORD).saturating_add(BYTES_AT_LEAST)
     }
 
     /// The first of `words` words, at least 2, with any content.
@@ -133,7 +136,7 @@ impl Space {
     /// Takes back the words of a node that left the tree, or is about to.
     pub(super) fn retire(&mut self, at: u32, words: u32) {
         self.live = self.live.saturating_sub(words as usize);
-        if self.fresh.len() < RETIRED_MAX {
+        if self.fresh.len() < self.remembered_max() {
             self.fresh.push(Block { at, words });
             self.fresh_words = self.fresh_words.saturating_add(words as usize);
         }
@@ -145,11 +148,11 @@ impl Space {
     pub(super) fn settle(&mut self, count: usize, shared: &Shared) -> bool {
         // Few steps, lest they overtake a lookup; yet not so few that what waits is much.
         let waits_much = self.fresh_words > (self.live / 64).saturating_add(24);
-        if waits_much || self.fresh.len() >= FRESH_MAX {
+        if waits_much || self.fresh.len() >= self.fresh_max() {
             self.advance(shared);
         }
         let used = self.capacity.saturating_sub(self.unused.words as usize);
-        used > enough_words(self.live, count).saturating_add(WASTE_AT_LEAST)
+        used > used_words_max(self.live, count)
     }
 
     #[cold]
@@ -162,6 +165,22 @@ impl Space {
         self.aging = core::mem::replace(&mut self.fresh, aged);
         self.fresh.clear();
         self.fresh_words = 0;
+        // The tree may be much smaller than when they grew.
+        let remembered_max = self.remembered_max();
+        self.aging.truncate(remembered_max);
+        self.aging.shrink_to(remembered_max);
+        self.fresh.shrink_to(remembered_max);
+    }
+
+    /// Retired blocks after which the epoch takes a step.
+    fn fresh_max(&self) -> usize {
+        FRESH_MAX.min((self.live / 128).saturating_add(16))
+    }
+
+    /// Retired blocks that are remembered one by one; those of a removal that retires more are lost until the tree
+    /// is copied.
+    fn remembered_max(&self) -> usize {
+        self.fresh_max().saturating_mul(2)
     }
 
     fn take_free(&mut self, words: u32) -> Option<u32> {

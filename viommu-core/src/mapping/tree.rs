@@ -176,9 +176,9 @@ impl Tree {
         table.reference(true)
     }
 
-    /// Gives a new table, for the digits of `bitmap`, those of an old one's items that it has digits for.
-    fn fill(&self, table: Table, bitmap: u64, old: Table) {
-        let words = self.words(table);
+    /// Gives a new table those of an old one's items that it has digits for.
+    fn fill(&self, table: Table, old: Table) {
+        let (words, bitmap) = (self.words(table), self.bitmap(table));
         let mut places = table.places(bitmap);
         for (digit, item) in self.items(old).filter(|(digit, _)| bitmap & bit(*digit) != 0) {
             if let Some((place, _)) = places.find(|(_, of)| *of == digit) {
@@ -193,7 +193,7 @@ impl Tree {
         if gone == 0 {
             return node;
         }
-        if self.empty_places(table, gone) {
+        if self.try_remove_in_place(table, gone) {
             return node;
         }
         let (head, bitmap) = (self.head(table), self.bitmap(table));
@@ -203,7 +203,7 @@ impl Tree {
             Some(digit) if left == bit(digit) => self.alone(table, digit),
             Some(_) => {
                 let smaller = self.new_table(table.holds(), head, left);
-                self.fill(smaller, left, table);
+                self.fill(smaller, table);
                 self.finished(smaller)
             }
         };
@@ -214,7 +214,7 @@ impl Tree {
     /// Removes the items of the digits in `gone`, which the table has, if it stays as it is without them; says whether
     /// it does.
     #[inline]
-    pub(super) fn empty_places(&self, table: Table, gone: u64) -> bool {
+    pub(super) fn try_remove_in_place(&self, table: Table, gone: u64) -> bool {
         let words = self.words(table);
         let (head, bitmap) = (words.load(0).map_or(Head(0), Head), words.load(1).unwrap_or(0));
         let before = if table.is_full() { bitmap.count_ones() } else { head.count() };
@@ -245,13 +245,13 @@ impl Tree {
 
     /// The table with one more item, which is a value or a fitted reference.
     pub(super) fn grown(&mut self, node: NodeRef, table: Table, added: u32, item: u64) -> NodeRef {
-        if self.fill_place(table, added, item) {
+        if self.try_add_in_place(table, added, item) {
             return node;
         }
         let (head, bitmap) = (self.head(table), self.bitmap(table));
         let more = self.present(table) | bit(added);
         let larger = self.new_table(table.holds(), head, more);
-        self.fill(larger, more, table);
+        self.fill(larger, table);
         larger.set_item(self.words(larger), added, item);
         self.retire(table, bitmap);
         self.finished(larger)
@@ -259,7 +259,7 @@ impl Tree {
 
     /// Adds an item where there is a place for it; says whether there is.
     #[inline]
-    pub(super) fn fill_place(&self, table: Table, added: u32, item: u64) -> bool {
+    pub(super) fn try_add_in_place(&self, table: Table, added: u32, item: u64) -> bool {
         let words = self.words(table);
         let bitmap = words.load(1).unwrap_or(0);
         if table.is_full() {
