@@ -146,7 +146,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", help_heading = LIMITS, default_value = "1048576", value_parser = parse_positive)]
     pub(crate) max_mappings: NonZeroU32,
 
-    /// Memory for mappings at most, in all domains together: 12 to 80 bytes a mapping, 3k a domain; up to 1G
+    /// Memory for mappings at most, in all domains together: 20 to 80 bytes a mapping, 3k to 23k a domain; up to 1G
     #[arg(long, value_name = "SIZE", help_heading = LIMITS, default_value = "96M", value_parser = parse_mapping_memory)]
     pub(crate) max_mapping_memory: usize,
 
