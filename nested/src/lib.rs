@@ -12,6 +12,8 @@
 
 pub mod device;
 mod error;
+#[cfg(feature = "mock")]
+pub mod mock;
 pub mod object;
 pub mod uapi;
 

@@ -20,6 +20,8 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr, ioctl_with_mut_ref};
 
 use super::types::{HotResetInfo, iommu_hw_info, iommu_ioas_noiommu_get_pa};
+#[cfg(feature = "mock")]
+use super::types::{IOMMU_TEST_OP_MD_CHECK_MAP, iommu_test_cmd};
 
 /// The type of all ioctls of iommufd and VFIO.
 const TYPE: u32 = b';' as u32;
@@ -151,10 +153,10 @@ const fn request(number: u32) -> u64 {
     ioctl_expr(_IOC_NONE, TYPE, number, 0)
 }
 
-/// Commands: the name, the number, the type of the argument, its size field, and what [`Command::place`] does.
-macro_rules! commands {
-    ($($name:literal, $number:expr, $argument:ty, $size:ident, $place:expr;)*) => { $(
-        // SAFETY: a structure of the kernel's headers, of integers. The last column sets every address in it.
+/// A command: the name, the number, the type of the argument, its size field, and what [`Command::place`] does.
+macro_rules! command {
+    ($name:literal, $number:expr, $argument:ty, $size:ident, $place:expr) => {
+        // SAFETY: a structure of the kernel's headers, of integers. The last expression sets every address in it.
         unsafe impl Command for $argument {
             const NAME: &'static str = $name;
             const NUMBER: u32 = $number;
@@ -168,12 +170,16 @@ macro_rules! commands {
                 place(self, buffer);
             }
         }
-    )*
+    };
+}
 
-    /// All of them.
-    pub const COMMANDS: &[Known] = &[$(
-        Known { name: $name, request: request($number), exists: exists::<$argument> },
-    )*];
+macro_rules! commands {
+    ($($name:literal, $number:expr, $argument:ty, $size:ident, $place:expr;)*) => {
+        $(command! { $name, $number, $argument, $size, $place })*
+
+        /// All of them.
+        pub const COMMANDS: &[Known] =
+            &[$(Known { name: $name, request: request($number), exists: exists::<$argument> }),*];
     };
 }
 
@@ -237,6 +243,15 @@ commands! {
     "VFIO_DEVICE_DETACH_IOMMUFD_PT", VFIO_BASE + 20, vfio_device_detach_iommufd_pt, argsz, none;
     "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", VFIO_BASE + 12, HotResetInfo, argsz, none;
 }
+
+#[cfg(feature = "mock")]
+command! { "IOMMU_TEST_CMD", IOMMUFD_CMD_BASE + 32, iommu_test_cmd, size, |command, buffer| {
+    // No other operation in use here has an address.
+    if command.op == IOMMU_TEST_OP_MD_CHECK_MAP {
+        let words = [buffer.bytes, buffer.address].map(|word| [word as u32, (word >> 32) as u32]);
+        command.words[2..6].copy_from_slice(words.as_flattened());
+    }
+} }
 
 /// For a command without an address.
 fn none<C>(_: &mut C, _: &Buffer<'_>) {}

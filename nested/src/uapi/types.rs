@@ -81,3 +81,21 @@ impl fmt::Debug for HotResetInfo {
             .finish_non_exhaustive()
     }
 }
+
+/// `struct iommu_test_cmd` of the kernel's `drivers/iommu/iommufd/iommufd_test.h`, Linux 7.2: a command of the mock
+/// driver. Its union is `words`.
+#[cfg(feature = "mock")]
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct iommu_test_cmd {
+    pub size: u32,
+    pub op: u32,
+    pub id: u32,
+    pub __reserved: u32,
+    pub words: [u32; 12],
+    pub last: u32,
+}
+
+/// Compares what a mock device reaches with memory; the union begins with an IOVA, a length and an address.
+#[cfg(feature = "mock")]
+pub const IOMMU_TEST_OP_MD_CHECK_MAP: u32 = 3;
