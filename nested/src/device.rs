@@ -2,6 +2,7 @@
 
 //! Devices of an iommufd context: bound to it, attached to what it has.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -135,6 +136,51 @@ impl Attach for Cdev {
             ..Default::default()
         };
         self.call(&mut command, format_args!("PASID {pasid:?}"))
+    }
+}
+
+/// A device and what it is attached to, which lasts as long: the kernel destroys no page table that is in use.
+#[derive(Debug)]
+pub struct Attached<D> {
+    // First: a field is dropped before those that follow it.
+    device: D,
+    tables: BTreeMap<Option<u32>, PageTable>,
+}
+
+impl<D: Attach> Attached<D> {
+    /// A device that is attached to nothing, or to what others look after.
+    pub fn new(device: D) -> Attached<D> {
+        Attached { device, tables: BTreeMap::new() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// What it, or one of its PASIDs, is attached to.
+    pub fn table(&self, pasid: Option<u32>) -> Option<&PageTable> {
+        self.tables.get(&pasid)
+    }
+
+    /// Attaches it to `table`, in place of what it was attached to.
+    ///
+    /// # Errors
+    /// Of [`Attach::attach`]; it is attached to what it was then.
+    pub fn attach(&mut self, table: PageTable, pasid: Option<u32>) -> Result<()> {
+        self.device.attach(&table, pasid)?;
+        self.tables.insert(pasid, table);
+        Ok(())
+    }
+
+    /// Lets it reach nothing.
+    ///
+    /// # Errors
+    /// Of [`Attach::detach`]; it is attached to what it was then.
+    pub fn detach(&mut self, pasid: Option<u32>) -> Result<()> {
+        self.device.detach(pasid)?;
+        self.tables.remove(&pasid);
+        Ok(())
     }
 }
 

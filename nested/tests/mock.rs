@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use viommu_core::{Access, Iova, IovaRange};
 use viommu_nested::mock::{self, MockDevice};
 use viommu_nested::object::*;
-use viommu_nested::{Attach, HwInfo, Result};
+use viommu_nested::{Attach, Attached, HwInfo, Result};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 /// Where the mock's aperture begins.
@@ -142,18 +142,22 @@ fn all_of_the_space_is_refused_before_the_kernel_hears_of_it() {
 }
 
 #[test]
-fn what_a_device_is_attached_to_outlives_its_owner_only_until_the_device_has_something_else() {
+fn what_a_device_is_attached_to_lasts_until_it_has_something_else() {
     let context = context();
     let ioas = Ioas::new(&context).expect("one");
-    let device = MockDevice::new(&context, &PageTable::Auto(ioas.clone())).expect("a device");
-    let hwpt = Hwpt::paging(device.device(), &ioas, HwptFlags::empty()).expect("a page table");
-    device.attach(&PageTable::Hwpt(hwpt.clone()), None).expect("it is replaced");
+    let mock = MockDevice::new(&context, &PageTable::Auto(ioas.clone())).expect("a device");
+    let number = mock.device();
+    let mut device = Attached::new(mock);
+    let hwpt = Hwpt::paging(number, &ioas, HwptFlags::empty()).expect("a page table");
     let id = hwpt.id();
-    device.attach(&PageTable::Auto(ioas.clone()), None).expect("it is replaced again");
-    drop(hwpt);
-    // The number is free now.
-    let again = Hwpt::paging(device.device(), &ioas, HwptFlags::empty()).expect("another");
-    assert_eq!(again.id(), id);
+    device.attach(PageTable::Hwpt(hwpt), None).expect("in place of the first");
+    let taken = Hwpt::paging(number, &ioas, HwptFlags::empty()).expect("another");
+    assert_ne!(taken.id(), id, "it is in use");
+    device.attach(PageTable::Auto(ioas.clone()), None).expect("in place of that");
+    assert_eq!(
+        errno(mock::check_map(&ioas, id, Iova(START), &memory(4096).1.as_volatile_slice())),
+        Errno::NOENT
+    );
 }
 
 #[test]

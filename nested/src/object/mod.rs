@@ -10,8 +10,8 @@
 //!        └── FaultQueue ─────────────────────────┘
 //! ```
 //!
-//! Who drops the last owner destroys the object; the kernel refuses that while a device is attached to it, so a
-//! device holds what it is attached to.
+//! Who drops the last owner destroys the object; the kernel refuses that while a device is attached to it, so
+//! [`Attached`](crate::Attached) holds what its device is attached to.
 
 mod context;
 mod hwpt;
