@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Devices of an iommufd context: bound to it, attached to what it has.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use vfio_bindings::bindings::vfio::*;
+
+use crate::error::{Error, Result};
+use crate::object::{Context, PageTable};
+use crate::uapi::ioctl::{self, Buffer, Command};
+use crate::uapi::types::{HotResetInfo, iommu_hw_info};
+
+/// The number of a device in a context (`dev_id`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(pub u32);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A device that is bound to a context: one behind a VFIO cdev, or the kernel's mock.
+pub trait Attach: fmt::Debug + Send {
+    /// Lets the device, or one of its PASIDs, reach what `table` maps, in place of what it reached before: in one step,
+    /// nothing lies between them.
+    ///
+    /// # Errors
+    /// EINVAL when the device shares a group with one that is attached elsewhere, EADDRINUSE when what it reserves is
+    /// mapped, EBUSY during its reset. It reaches what it did before then.
+    fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()>;
+
+    /// Lets it reach nothing.
+    ///
+    /// # Errors
+    /// Of the call; what it reached it reaches still.
+    fn detach(&self, pasid: Option<u32>) -> Result<()>;
+}
+
+/// A physical device by its file `/dev/vfio/devices/vfioN`, Linux 6.6 and later. It leaves its context when the last
+/// duplicate of the file is closed.
+#[derive(Debug)]
+pub struct Cdev {
+    file: OwnedFd,
+}
+
+/// A device that shares a reset with another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetPeer {
+    /// Its number in the context, if it is bound to it.
+    pub device: Option<DeviceId>,
+    /// The PCI segment.
+    pub segment: u16,
+    /// The bus.
+    pub bus: u8,
+    /// Device and function.
+    pub devfn: u8,
+}
+
+impl Cdev {
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// Of `open`: EBUSY when it is in use through VFIO's group files.
+    pub fn open(path: &Path) -> Result<Cdev> {
+        let opened = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let about = format_args!("{}", path.display());
+        Ok(Cdev { file: opened.map_err(|errno| Error::of_call("open", errno, about))? })
+    }
+
+    /// Takes over a descriptor of one that another process opened.
+    pub fn adopt(file: OwnedFd) -> Cdev {
+        Cdev { file }
+    }
+
+    /// Brings the device into a context, where it can reach nothing at first.
+    ///
+    /// # Errors
+    /// Of `VFIO_DEVICE_BIND_IOMMUFD`: EINVAL when it is bound already, EPERM for an IOMMU that does not isolate
+    /// interrupts, EBUSY when a driver of the host or another context has a device of its group.
+    pub fn bind(&self, context: &Context) -> Result<DeviceId> {
+        let iommufd = context.as_fd().as_raw_fd();
+        let mut command = vfio_device_bind_iommufd { iommufd, ..Default::default() };
+        self.call(&mut command, format_args!("to a context"))?;
+        Ok(DeviceId(command.out_devid))
+    }
+
+    /// The devices that a reset of the bus or slot would reach, this one among them. It is how a process that did not
+    /// bind the device learns its number.
+    ///
+    /// # Errors
+    /// Of `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`: ENODEV when neither bus nor slot can be reset, EINVAL before it is
+    /// bound.
+    pub fn reset_peers(&self) -> Result<Vec<ResetPeer>> {
+        let mut command = HotResetInfo::default();
+        self.call(&mut command, format_args!("of a cdev"))?;
+        // The kernel's VFIO_PCI_DEVID_OWNED and VFIO_PCI_DEVID_NOT_OWNED.
+        let number = |devid| (devid as i32 > 0).then_some(DeviceId(devid));
+        let peers = command.devices().iter().map(|peer| ResetPeer {
+            device: number(peer.devid),
+            segment: peer.segment,
+            bus: peer.bus,
+            devfn: peer.devfn,
+        });
+        Ok(peers.collect())
+    }
+
+    fn call<C: Command>(&self, command: &mut C, about: fmt::Arguments<'_>) -> Result<()> {
+        let done = ioctl::call(self.file.as_fd(), command, Buffer::NONE);
+        done.map_err(|errno| Error::of::<C>(errno, about))
+    }
+}
+
+impl Attach for Cdev {
+    fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
+        let mut command = vfio_device_attach_iommufd_pt {
+            flags: if pasid.is_some() { VFIO_DEVICE_ATTACH_PASID } else { 0 },
+            pt_id: table.id(),
+            pasid: pasid.unwrap_or(0),
+            ..Default::default()
+        };
+        self.call(&mut command, format_args!("to id {}, PASID {pasid:?}", table.id()))
+    }
+
+    fn detach(&self, pasid: Option<u32>) -> Result<()> {
+        let mut command = vfio_device_detach_iommufd_pt {
+            flags: if pasid.is_some() { VFIO_DEVICE_DETACH_PASID } else { 0 },
+            pasid: pasid.unwrap_or(0),
+            ..Default::default()
+        };
+        self.call(&mut command, format_args!("PASID {pasid:?}"))
+    }
+}
+
+/// A device and what it is attached to, which lasts as long: the kernel destroys no page table that is in use.
+#[derive(Debug)]
+pub struct Attached<D> {
+    // First: a field is dropped before those that follow it.
+    device: D,
+    tables: BTreeMap<Option<u32>, PageTable>,
+}
+
+impl<D: Attach> Attached<D> {
+    /// A device that is attached to nothing, or to what others look after.
+    pub fn new(device: D) -> Attached<D> {
+        Attached { device, tables: BTreeMap::new() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// What it, or one of its PASIDs, is attached to.
+    pub fn table(&self, pasid: Option<u32>) -> Option<&PageTable> {
+        self.tables.get(&pasid)
+    }
+
+    /// Attaches it to `table`, in place of what it was attached to.
+    ///
+    /// # Errors
+    /// Of [`Attach::attach`]; it is attached to what it was then.
+    pub fn attach(&mut self, table: PageTable, pasid: Option<u32>) -> Result<()> {
+        self.device.attach(&table, pasid)?;
+        self.tables.insert(pasid, table);
+        Ok(())
+    }
+
+    /// Lets it reach nothing.
+    ///
+    /// # Errors
+    /// Of [`Attach::detach`]; it is attached to what it was then.
+    pub fn detach(&mut self, pasid: Option<u32>) -> Result<()> {
+        self.device.detach(pasid)?;
+        self.tables.remove(&pasid);
+        Ok(())
+    }
+}
+
+/// What the kernel tells of a device's IOMMU (`IOMMU_GET_HW_INFO`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HwInfo {
+    /// The vendor (`enum iommu_hw_info_type`), 0 when it tells nothing more.
+    pub data_type: u32,
+    /// What the vendor's type says.
+    pub data: Vec<u8>,
+    /// Bits of a PASID; 0 for a device without.
+    pub pasid_bits: u8,
+    /// What it can do (`enum iommufd_hw_capabilities`).
+    pub capabilities: u64,
+}
+
+/// Bytes that the largest vendor's type may have.
+const HW_INFO_BYTES_MAX: usize = 256;
+
+impl HwInfo {
+    /// Of the IOMMU that `device` is behind.
+    ///
+    /// # Errors
+    /// Of `IOMMU_GET_HW_INFO`: ENOENT when the number is no device's.
+    pub fn of(context: &Arc<Context>, device: DeviceId) -> Result<HwInfo> {
+        let mut data = vec![0; HW_INFO_BYTES_MAX];
+        let mut command = iommu_hw_info { dev_id: device.0, ..Default::default() };
+        context.call(&mut command, Buffer::of(&mut data), format_args!("device {device}"))?;
+        data.truncate(command.data_len as usize);
+        Ok(HwInfo {
+            data_type: command.data_type,
+            data,
+            pasid_bits: command.out_max_pasid_log2,
+            capabilities: command.out_capabilities,
+        })
+    }
+
+    /// Whether `number` is that of a device in the context: the numbers of all objects are of one kind.
+    ///
+    /// # Errors
+    /// Of `IOMMU_GET_HW_INFO`, other than that it is not.
+    pub fn is_device(context: &Arc<Context>, number: u32) -> Result<bool> {
+        match HwInfo::of(context, DeviceId(number)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.errno() == Errno::NOENT => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! iommufd and VFIO: the host side of a virtual IOMMU.
+//!
+//! | folder   | holds                                                                     |
+//! |----------|---------------------------------------------------------------------------|
+//! | `uapi`   | the kernel's structures, and the one call that hands them over             |
+//! | [`object`] | owners of what lives in a context, destroyed in the reverse of their order |
+//! | [`device`] | devices: bound to a context, attached to page tables                       |
+//!
+//! Knows nothing of virtio. Read `Documentation/userspace-api/iommufd.rst` of the kernel first.
+
+pub mod device;
+mod error;
+#[cfg(feature = "mock")]
+pub mod mock;
+pub mod object;
+pub mod uapi;
+
+pub use device::{Attach, Attached, Cdev, DeviceId, HwInfo, ResetPeer};
+pub use error::{Error, Result};
