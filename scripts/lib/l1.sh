@@ -64,7 +64,7 @@ build_l1_kernel() {
   lines_not_taken >"$work/log"
   [[ ! -s $work/log ]] || fail_step
   end_step
-  begin_step "building it, a dot for every 100 of some 2000 files" " "
+  begin_step "building it, a dot for every 100 of 2100 files" " "
   (use_kernel_tools && make_kernel -j"$(nproc)" Image) 2>&1 | tee "$work/log" | dots || fail_step
   mkdir "$part"
   mv "$sources/arch/arm64/boot/Image" "$part"
