@@ -8,6 +8,7 @@ pub mod front_end;
 pub mod fuzz;
 pub mod guest;
 pub mod iotlb_disk;
+pub mod l1;
 pub mod model;
 pub mod peers;
 pub mod scene;

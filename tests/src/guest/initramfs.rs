@@ -9,9 +9,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cpio::newc::{Builder, trailer};
 
 use super::Testbed;
+use super::archive::Archive;
 
 const INIT: &str = include_str!("../../guest-init/init");
 const JOB_LIBRARY: &str = include_str!("../../guest-init/job-library.sh");
@@ -62,28 +62,13 @@ impl Initramfs {
         for (position, (name, content)) in loaded.in_order.iter().enumerate() {
             archive.entry(&format!("modules/{position:02}-{name}.ko"), 0o100_644, content)?;
         }
-        Ok(trailer(archive.bytes)?)
+        archive.finish()
     }
 }
 
 impl Default for Initramfs {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-}
-
-impl Archive {
-    fn entry(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
-        let size = u32::try_from(content.len()).context("a file of more than 4 GiB")?;
-        let mut writer = Builder::new(name).mode(mode).write(&mut self.bytes, size);
-        std::io::Write::write_all(&mut writer, content)?;
-        writer.finish()?;
-        Ok(())
     }
 }
 

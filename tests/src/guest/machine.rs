@@ -2,16 +2,14 @@
 
 //! Describes a guest and starts it: a q35 machine whose memory other processes can map.
 //!
-//! It adds no vIOMMU and no disk by itself. To read first: QEMU's `docs/system/invocation.html`, `setpriv(1)`.
+//! It adds no vIOMMU and no disk by itself. To read first: QEMU's `docs/system/invocation.html`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use super::console::Console;
 use super::initramfs::Initramfs;
 use super::running::RunningGuest;
 use super::testbed::{Accelerator, Testbed};
@@ -149,24 +147,16 @@ impl Guest {
     pub fn spawn(&self) -> Result<RunningGuest> {
         let folder =
             tempfile::Builder::new().prefix("guest-").tempdir().context("making the guest's folder")?;
-        // Not QEMU's own exit-with-parent: that is a SIGTERM, which a QEMU stuck in a back-end's socket never serves.
-        let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL", "--"]).arg(&self.testbed.qemu).args(self.machine_arguments());
+        let mut arguments: Vec<OsString> = self.machine_arguments().into_iter().map(Into::into).collect();
         if self.boot_from == BootFrom::Kernel {
             let initrd = folder.path().join("initrd");
             fs::write(&initrd, self.initramfs.build(&self.testbed)?)?;
-            qemu.arg("-kernel")
-                .arg(&self.testbed.kernel)
-                .arg("-initrd")
-                .arg(initrd)
-                .args(["-append", &self.kernel_args]);
+            arguments.extend(["-kernel".into(), self.testbed.kernel.clone().into()]);
+            arguments.extend(["-initrd".into(), initrd.into()]);
+            arguments.extend(["-append".into(), self.kernel_args.clone().into()]);
         }
-        let monitor =
-            format!("unix:{},server=on,wait=off", RunningGuest::monitor_in(folder.path()).display());
-        qemu.args(["-qmp", &monitor]).args(&self.arguments);
-        qemu.stderr(Stdio::from(File::create(RunningGuest::stderr_in(folder.path()))?));
-        let (console, qemu, reader) = Console::start(qemu)?;
-        Ok(RunningGuest::new(folder, console, qemu, reader))
+        arguments.extend_from_slice(&self.arguments);
+        RunningGuest::start(folder, &self.testbed.qemu, &arguments)
     }
 
     fn machine_arguments(&self) -> Vec<String> {

@@ -19,6 +19,7 @@
 //! # anyhow::Ok(())
 //! ```
 
+mod archive;
 mod console;
 mod disk;
 mod initramfs;
@@ -27,8 +28,11 @@ mod qmp;
 mod running;
 mod testbed;
 
+pub(crate) use archive::Archive;
 pub use disk::Disk;
 pub use initramfs::Initramfs;
 pub use machine::{BootFrom, Guest, OnReset};
 pub use running::RunningGuest;
+pub(crate) use running::dying_with_us;
 pub use testbed::{Accelerator, Testbed};
+pub(crate) use testbed::{Pieces, or_skip};

@@ -2,11 +2,12 @@
 
 //! A guest that runs: what it says, how it is reset, how it ends.
 //!
-//! It never outlives its owner: dropping it kills QEMU, and QEMU dies when this process does.
+//! It never outlives its owner: dropping it kills QEMU, and QEMU dies when this process does. To read first: `setpriv(1)`.
 
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -32,15 +33,21 @@ pub struct RunningGuest {
 }
 
 impl RunningGuest {
-    pub(super) fn new(folder: TempDir, console: Arc<Console>, qemu: Child, reader: JoinHandle<()>) -> Self {
-        Self { folder, console, qemu, reader: Some(reader), qmp: None, next_line: 0 }
+    /// Starts this QEMU, whose serial line is its standard output, with a monitor. The folder is deleted with the guest.
+    pub(crate) fn start(folder: TempDir, qemu: &Path, arguments: &[OsString]) -> Result<Self> {
+        let monitor = format!("unix:{},server=on,wait=off", Self::monitor_in(folder.path()).display());
+        let mut command = dying_with_us(qemu);
+        command.args(["-qmp", &monitor]).args(arguments);
+        command.stderr(Stdio::from(File::create(Self::stderr_in(folder.path()))?));
+        let (console, qemu, reader) = Console::start(command)?;
+        Ok(Self { folder, console, qemu, reader: Some(reader), qmp: None, next_line: 0 })
     }
 
-    pub(super) fn monitor_in(folder: &Path) -> PathBuf {
+    fn monitor_in(folder: &Path) -> PathBuf {
         folder.join("qmp.sock")
     }
 
-    pub(super) fn stderr_in(folder: &Path) -> PathBuf {
+    fn stderr_in(folder: &Path) -> PathBuf {
         folder.join("stderr")
     }
 
@@ -121,4 +128,13 @@ impl Drop for RunningGuest {
         let _ = self.qemu.wait();
         let _ = self.reader.take().map(JoinHandle::join);
     }
+}
+
+/// A program that is killed when the thread that starts it ends, however it ends.
+///
+/// Not QEMU's own exit-with-parent: that is a SIGTERM, which a QEMU stuck in a back-end's socket never serves.
+pub(crate) fn dying_with_us(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
 }

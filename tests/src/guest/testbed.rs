@@ -44,21 +44,15 @@ impl Testbed {
     /// # Errors
     /// `scripts/testbed` failed: the reason it gave is in the error.
     pub fn find() -> Result<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/testbed");
-        let mut running = Command::new(&script)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("starting {}", script.display()))?;
-        // Shown as it comes, because a first run takes a while, and kept as the reason if it fails.
-        let mut said = Vec::new();
-        for line in BufReader::new(running.stderr.take().context("standard error is a pipe")?).lines() {
-            said.push(line?);
-            eprintln!("{}", said.last().map_or("", String::as_str));
-        }
-        let output = running.wait_with_output()?;
-        ensure!(output.status.success(), "no guest test bed: {}", said.join("\n"));
-        Self::from_lines(&String::from_utf8(output.stdout)?)
+        let pieces = Pieces::find(None)?;
+        Ok(Self {
+            qemu: pieces.path("QEMU")?,
+            kernel: pieces.path("KERNEL")?,
+            modules: pieces.path("MODULES")?,
+            busybox: pieces.path("BUSYBOX")?,
+            grub_mkimage: pieces.path("GRUB_MKIMAGE")?,
+            grub_modules: pieces.path("GRUB_MODULES")?,
+        })
     }
 
     /// [`Testbed::find`] for a test. Where there is no test bed the test fails, unless the environment variable
@@ -67,31 +61,7 @@ impl Testbed {
     /// # Errors
     /// As [`Testbed::find`].
     pub fn find_for_test() -> Result<Option<Self>> {
-        match Self::find() {
-            Err(reason) if std::env::var_os("SKIP_WITHOUT_TESTBED").is_some() => {
-                eprintln!("skipped: {reason:#}");
-                Ok(None)
-            }
-            found => found.map(Some),
-        }
-    }
-
-    fn from_lines(lines: &str) -> Result<Self> {
-        let values: HashMap<_, _> = lines.lines().filter_map(|line| line.split_once('=')).collect();
-        let path = |key| {
-            let value = values.get(key).with_context(|| format!("scripts/testbed names no {key}"))?;
-            let path = PathBuf::from(value);
-            ensure!(path.exists(), "{key}={value} does not exist");
-            anyhow::Ok(path)
-        };
-        Ok(Self {
-            qemu: path("QEMU")?,
-            kernel: path("KERNEL")?,
-            modules: path("MODULES")?,
-            busybox: path("BUSYBOX")?,
-            grub_mkimage: path("GRUB_MKIMAGE")?,
-            grub_modules: path("GRUB_MODULES")?,
-        })
+        or_skip(Self::find())
     }
 
     /// What a busybox applet writes to its standard output when it reads this file, on the host.
@@ -104,6 +74,55 @@ impl Testbed {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "busybox {} failed: {said}", arguments.join(" "));
         Ok(output.stdout)
+    }
+}
+
+/// Where the pieces of one part of the test bed are, by the keys that `scripts/testbed` prints.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    values: HashMap<String, String>,
+}
+
+impl Pieces {
+    /// Has `scripts/testbed` fetch what is missing of this part, or of the one it fetches by default.
+    pub(crate) fn find(part: Option<&str>) -> Result<Self> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/testbed");
+        let mut running = Command::new(&script)
+            .args(part)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", script.display()))?;
+        // Shown as it comes, because a first run takes a while, and kept as the reason if it fails.
+        let mut said = Vec::new();
+        for line in BufReader::new(running.stderr.take().context("standard error is a pipe")?).lines() {
+            said.push(line?);
+            eprintln!("{}", said.last().map_or("", String::as_str));
+        }
+        let output = running.wait_with_output()?;
+        ensure!(output.status.success(), "no test bed: {}", said.join("\n"));
+        let lines = String::from_utf8(output.stdout)?;
+        let values = lines.lines().filter_map(|line| line.split_once('='));
+        Ok(Self { values: values.map(|(key, value)| (key.into(), value.into())).collect() })
+    }
+
+    /// The piece of this key.
+    pub(crate) fn path(&self, key: &str) -> Result<PathBuf> {
+        let value = self.values.get(key).with_context(|| format!("scripts/testbed names no {key}"))?;
+        let path = PathBuf::from(value);
+        ensure!(path.exists(), "{key}={value} does not exist");
+        Ok(path)
+    }
+}
+
+/// What a test does where its test bed was not found: it fails, or is skipped if the user asked for that.
+pub(crate) fn or_skip<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Err(reason) if std::env::var_os("SKIP_WITHOUT_TESTBED").is_some() => {
+            eprintln!("skipped: {reason:#}");
+            Ok(None)
+        }
+        found => found.map(Some),
     }
 }
 

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Builds static arm64 programs of this workspace, for the host that the tests boot.
+//!
+//! It installs nothing. To read first: the Rust platform support page of the target.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+/// Its programs need no files beside themselves.
+pub const TARGET: &str = "aarch64-unknown-linux-musl";
+
+/// Builds this program, without optimisation, and says where it is.
+///
+/// # Errors
+/// The toolchain has no standard library for [`TARGET`], or the program does not build: with what the compiler said.
+pub fn build(package: &str, program: &str) -> Result<PathBuf> {
+    ensure_target()?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // Not where the tests' own programs are: cargo makes one build of a folder wait for the other.
+    let folder = root.join("target/l1");
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["build", "--locked", "--quiet", "--target", TARGET])
+        .args(["--package", package, "--bin", program])
+        // The linker of the toolchain itself: none for arm64 has to be installed.
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
+        .env("CARGO_TARGET_DIR", &folder)
+        // It is unpacked into the host's memory.
+        .env("CARGO_PROFILE_DEV_DEBUG", "none")
+        .env("CARGO_PROFILE_DEV_STRIP", "debuginfo")
+        // What the tests themselves are built with, sanitizers for example, is not meant for it.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .output()
+        .context("starting cargo")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{package}'s {program} does not build for {TARGET}:\n{said}");
+    let built = folder.join(TARGET).join("debug").join(program).canonicalize();
+    built.with_context(|| format!("cargo built no {program}"))
+}
+
+/// A toolchain names a folder for each target that it knows; it is there for those whose standard library it has.
+fn ensure_target() -> Result<()> {
+    let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting rustc")?;
+    let folder = String::from_utf8(output.stdout)?;
+    ensure!(
+        Path::new(folder.trim()).is_dir(),
+        "this Rust toolchain cannot build for {TARGET}: run `rustup target add {TARGET}`"
+    );
+    Ok(())
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Describes an arm64 host and starts it: QEMU's `virt` machine with an SMMUv3, a GICv3 and a processor with EL2.
+//!
+//! It adds no device by itself. To read first: QEMU's `docs/system/arm/virt.rst`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::guest::{Archive, RunningGuest};
+
+use super::testbed::Testbed;
+use super::{acpi, iort, qtest::Qtest};
+
+/// On the serial line: the kernel only when it dies, since its lines would end up within those of the job.
+const KERNEL_ARGS: &str = "console=ttyAMA0 loglevel=1 panic=-1";
+
+const INIT: &str = include_str!("../../l1/init");
+const JOB_LIBRARY: &str = include_str!("../../l1/job-library.sh");
+
+/// An arm64 host to be started.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    testbed: Testbed,
+    memory_mib: u32,
+    cpus: u32,
+    kernel_args: String,
+    job: String,
+    files: Vec<(String, u32, PathBuf)>,
+    arguments: Vec<OsString>,
+}
+
+/// What a job did.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Report {
+    /// The job's exit status; if it is not 0, the end of the kernel's log is the end of `lines`.
+    pub status: u8,
+    /// What the job wrote, to standard output or standard error.
+    pub lines: Vec<String>,
+    /// From the start of QEMU to the start of `init`.
+    pub boot: Duration,
+}
+
+impl Machine {
+    /// A host with 1 GiB, two CPUs and an empty job.
+    pub fn new(testbed: &Testbed) -> Self {
+        Self {
+            testbed: testbed.clone(),
+            memory_mib: 1024,
+            cpus: 2,
+            kernel_args: KERNEL_ARGS.into(),
+            job: String::new(),
+            files: Vec::new(),
+            arguments: Vec::new(),
+        }
+    }
+
+    /// The size of memory in MiB.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// The number of CPUs; the kernel takes four at most.
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    /// Adds to the kernel's command line.
+    pub fn kernel_arg(mut self, argument: &str) -> Self {
+        self.kernel_args.push(' ');
+        self.kernel_args.push_str(argument);
+        self
+    }
+
+    /// The shell script to run before it powers off, up to the first command that fails; it can call the functions of
+    /// `tests/l1/job-library.sh`.
+    pub fn job(mut self, script: &str) -> Self {
+        self.job = script.into();
+        self
+    }
+
+    /// A copy of this program, which the job finds by this name.
+    pub fn program(mut self, name: &str, file: &Path) -> Self {
+        self.files.push((format!("bin/{name}"), 0o100_755, file.into()));
+        self
+    }
+
+    /// A copy of this file, as `/NAME`.
+    pub fn file(mut self, name: &str, file: &Path) -> Self {
+        self.files.push((name.into(), 0o100_644, file.into()));
+        self
+    }
+
+    /// A QEMU device, as QEMU's `-device` takes it.
+    pub fn device(self, description: &str) -> Self {
+        self.argument("-device").argument(description)
+    }
+
+    /// Any other QEMU argument.
+    pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Starts it, waits until the job has ended and the machine is off, and says what came of it.
+    ///
+    /// # Errors
+    /// As [`Machine::spawn`]; the time is over, or QEMU exited before: with the end of the console. That the job fails
+    /// is none.
+    pub fn run(&self, within: Duration) -> Result<Report> {
+        let begin = Instant::now();
+        let left = || within.saturating_sub(begin.elapsed());
+        let mut machine = self.spawn()?;
+        machine.wait_for(BOOTED, left())?;
+        let boot = begin.elapsed();
+        machine.wait_for(ENDED, left())?;
+        let exit = machine.wait_for_exit(left())?;
+        ensure!(exit.success(), "QEMU ended with {exit}: {}", machine.stderr());
+        let (status, lines) = outcome(&machine.lines())?;
+        Ok(Report { status, lines, boot })
+    }
+
+    /// Starts QEMU; returns before the kernel has booted. The console's lines are those that `tests/l1/init` names.
+    ///
+    /// # Errors
+    /// The initramfs cannot be made, QEMU cannot be started, or has no IORT. That QEMU refuses its other arguments shows
+    /// in the first wait.
+    pub fn spawn(&self) -> Result<RunningGuest> {
+        let folder = tempfile::Builder::new().prefix("l1-").tempdir().context("making the host's folder")?;
+        let initrd = folder.path().join("initrd");
+        fs::write(&initrd, [self.table_override()?, self.initramfs()?].concat())?;
+        let mut arguments = self.machine_arguments();
+        for (option, value) in [
+            ("-kernel", self.testbed.kernel.as_os_str()),
+            ("-initrd", initrd.as_os_str()),
+            ("-append", self.kernel_args.as_ref()),
+            ("-serial", "stdio".as_ref()),
+            ("-display", "none".as_ref()),
+        ] {
+            arguments.extend([option.into(), value.into()]);
+        }
+        arguments.extend(["-nodefaults".into(), "-no-reboot".into()]);
+        arguments.extend_from_slice(&self.arguments);
+        RunningGuest::start(folder, &self.testbed.qemu, &arguments)
+    }
+
+    /// The devices make no difference to it.
+    fn table_override(&self) -> Result<Vec<u8>> {
+        let mut qtest = Qtest::start(&self.testbed.qemu, &self.machine_arguments())?;
+        iort::override_archive(&acpi::table(&mut qtest, *b"IORT")?)
+    }
+
+    fn initramfs(&self) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        for folder in ["bin", "dev", "proc", "sys", "tmp"] {
+            archive.entry(folder, 0o040_755, &[])?;
+        }
+        archive.entry("init", 0o100_755, INIT.as_bytes())?;
+        archive.entry("job-library.sh", 0o100_644, JOB_LIBRARY.as_bytes())?;
+        archive.entry("job.sh", 0o100_644, self.job.as_bytes())?;
+        archive.entry("bin/busybox", 0o100_755, &fs::read(&self.testbed.busybox)?)?;
+        for (name, mode, file) in &self.files {
+            let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            archive.entry(name, *mode, &content)?;
+        }
+        archive.finish()
+    }
+
+    fn machine_arguments(&self) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        for (option, value) in [
+            ("-machine", "virt,gic-version=3,iommu=smmuv3,virtualization=on"),
+            ("-accel", "tcg,thread=multi"),
+            ("-cpu", "cortex-a57"),
+            ("-m", &format!("{}M", self.memory_mib)),
+            ("-smp", &self.cpus.to_string()),
+        ] {
+            arguments.extend([option.into(), value.into()]);
+        }
+        arguments.extend(["-bios".into(), self.testbed.firmware.clone().into()]);
+        arguments
+    }
+}
+
+/// What `tests/l1/init` says.
+const BOOTED: &str = "l1: init";
+const BEGUN: &str = "l1: job begins";
+const ENDED: &str = "l1: job ended ";
+
+/// The status and the lines between the two marks; the last line may lack its end.
+fn outcome(console: &[String]) -> Result<(u8, Vec<String>)> {
+    let begin = console.iter().position(|line| line == BEGUN).context("the job never began")?;
+    let (end, last) =
+        console.iter().enumerate().rev().find(|(_, line)| line.contains(ENDED)).context("no end")?;
+    let (unfinished, status) = last.split_once(ENDED).context("no status")?;
+    let mut lines = console[begin + 1..end].to_vec();
+    lines.extend((!unfinished.is_empty()).then(|| unfinished.to_owned()));
+    Ok((status.parse().with_context(|| format!("the job's status is {status:?}"))?, lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(console: &[&str]) -> Result<(u8, Vec<String>)> {
+        outcome(&console.iter().map(|&line| line.to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_a_job_wrote_is_between_the_marks() -> Result<()> {
+        let console = ["UEFI", "l1: init 0.7", "l1: job begins", "one", "", "two", "l1: job ended 3"];
+        assert_eq!(of(&console)?, (3, vec!["one".into(), String::new(), "two".into()]));
+        assert_eq!(of(&["l1: job begins", "l1: job ended 0"])?, (0, vec![]));
+        Ok(())
+    }
+
+    #[test]
+    fn a_last_line_without_its_end_is_a_line() -> Result<()> {
+        assert_eq!(of(&["l1: job begins", "cutl1: job ended 0"])?, (0, vec!["cut".into()]));
+        Ok(())
+    }
+}

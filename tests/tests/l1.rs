@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The arm64 host itself: it has what tests of iommufd and VFIO need. None of its tests needs a daemon of ours to work.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use viommu_tests::l1::{self, Machine, Report, Testbed};
+
+/// Far more than a busy machine takes.
+const WITHIN: Duration = Duration::from_secs(300);
+const EDU: &str = "edu,dma_mask=0xffffffffffff";
+
+/// Runs the job to its end, which has to be a good one.
+fn run(machine: Machine) -> Result<Report> {
+    let report = machine.run(WITHIN)?;
+    assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
+    Ok(report)
+}
+
+#[test]
+fn the_host_has_iommufd_with_mock_devices_and_nesting_and_gives_a_device_to_vfio() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let job = "zcat /proc/config.gz | grep -E '^CONFIG_(IOMMUFD_TEST|ARM_SMMU_V3_IOMMUFD|VFIO_DEVICE_CDEV)='
+        ls -1 /dev/iommu /dev/kvm
+        ls -d /sys/kernel/debug/fail_iommufd
+        dmesg | grep -o 'Table Upgrade: override .*'
+        edu=$(pci_functions 1234:11e8)
+        device=$(give_to_vfio $edu)
+        echo device $device, $(ls /sys/class/vfio-dev), $(ls /dev/vfio/devices)
+        echo group of $(cat /sys/bus/pci/devices/$edu/iommu_group/type)";
+    let report = run(Machine::new(&testbed).device(EDU).job(job))?;
+    println!("launch to init: {:.1} s", report.boot.as_secs_f64());
+    let expected = [
+        "CONFIG_ARM_SMMU_V3_IOMMUFD=y",
+        "CONFIG_IOMMUFD_TEST=y",
+        "CONFIG_VFIO_DEVICE_CDEV=y",
+        "/dev/iommu",
+        "/dev/kvm",
+        // Made by iommufd's own tests, when they are ready.
+        "/sys/kernel/debug/fail_iommufd",
+        "Table Upgrade: override [IORT-BOCHS -BXPC    ]",
+        "device vfio0, vfio0, vfio0",
+        "group of DMA",
+    ];
+    for line in expected {
+        assert!(report.lines.iter().any(|found| found == line), "{line}\nin {:#?}", report.lines);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_static_program_of_ours_runs_in_the_host() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let daemon = l1::build("vhost-user-iommu", "vhost-user-iommu")?;
+    let report = run(Machine::new(&testbed).program("daemon", &daemon).job("daemon --version; uname -m"))?;
+    assert_eq!(report.lines, [concat!("vhost-user-iommu ", env!("CARGO_PKG_VERSION")), "aarch64"]);
+    Ok(())
+}
+
+#[test]
+fn a_job_that_fails_reports_its_status_and_what_the_kernel_said() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let job = "echo cause >/dev/kmsg; printf before; exit 7; echo never";
+    let report = Machine::new(&testbed).job(job).run(WITHIN)?;
+    assert_eq!(report.status, 7);
+    assert!(report.lines.iter().any(|line| line.ends_with("cause")), "{:#?}", report.lines);
+    assert!(report.lines[0].starts_with("before"), "{:#?}", report.lines);
+    assert!(!report.lines.iter().any(|line| line.contains("never")));
+    Ok(())
+}
+
+#[test]
+fn a_job_that_does_not_end_is_killed_and_the_end_of_its_console_shown() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let mut machine = Machine::new(&testbed).job("echo still here; sleep 1000").spawn()?;
+    machine.wait_for("still here", WITHIN)?;
+    let failure = machine.wait_for("l1: job ended", Duration::from_millis(10)).unwrap_err().to_string();
+    assert!(failure.contains("job ended") && failure.contains("still here"), "{failure}");
+    Ok(())
+}
+
+#[test]
+fn an_argument_that_qemu_refuses_is_reported_in_its_own_words() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let failure = Machine::new(&testbed).device("no-such-device").run(WITHIN).unwrap_err().to_string();
+    assert!(failure.contains("QEMU exited") && failure.contains("no-such-device"), "{failure}");
+    Ok(())
+}
