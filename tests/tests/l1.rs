@@ -62,6 +62,19 @@ fn a_static_program_of_ours_runs_in_the_host() -> Result<()> {
     Ok(())
 }
 
+/// Every owner and command of viommu-nested, by its own tests.
+#[test]
+fn iommufd_does_for_the_mock_what_it_is_asked() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let tests = l1::build_test("viommu-nested", "mock", "mock")?;
+    let report = Machine::new(&testbed).program("tests", &tests).job("tests").run(WITHIN)?;
+    assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
+    println!("{}", report.lines.join("\n"));
+    Ok(())
+}
+
 #[test]
 fn a_job_that_fails_reports_its_status_and_what_the_kernel_said() -> Result<()> {
     let Some(testbed) = Testbed::find_for_test()? else {

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use iommufd_bindings::*;
+use rustix::io::Errno;
 use viommu_core::IovaRange;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -175,9 +176,13 @@ impl Hwpt {
     /// What devices wrote in `range`: a bit for each `page_size` bytes from its beginning, the lowest first.
     ///
     /// # Errors
-    /// Of `IOMMU_HWPT_GET_DIRTY_BITMAP`: EINVAL for a page size that is no power of two.
+    /// Of `IOMMU_HWPT_GET_DIRTY_BITMAP`; EINVAL for a page size that is no power of two.
     pub fn dirty_bitmap(&self, range: &IovaRange, page_size: u64, clearing: Clearing) -> Result<Vec<u64>> {
         const CALL: &str = "IOMMU_HWPT_GET_DIRTY_BITMAP";
+        let about = format_args!("HWPT {}, IOVA {range}, pages of {page_size:#x} bytes", self.id());
+        if !page_size.is_power_of_two() {
+            return Err(Error::of_call(CALL, Errno::INVAL, about));
+        }
         let length = range.span().checked_add(1).ok_or_else(|| too_long(CALL))?;
         let words = length.checked_div(page_size).map_or(0, |pages| pages.div_ceil(64));
         let mut bitmap = vec![0u64; usize::try_from(words).map_err(|_| too_long(CALL))?];
@@ -194,7 +199,6 @@ impl Hwpt {
             page_size,
             ..Default::default()
         };
-        let about = format_args!("HWPT {}, IOVA {range}", self.id());
         self.context().call(&mut command, Buffer::of(bitmap.as_mut_bytes()), about)?;
         Ok(bitmap)
     }

@@ -17,14 +17,27 @@ pub const TARGET: &str = "aarch64-unknown-linux-musl";
 /// # Errors
 /// The toolchain has no standard library for [`TARGET`], or the program does not build: with what the compiler said.
 pub fn build(package: &str, program: &str) -> Result<PathBuf> {
+    cargo(&["build", "--package", package, "--bin", program])
+}
+
+/// Builds the program of an integration test of this package, which has to have these features.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_test(package: &str, test: &str, features: &str) -> Result<PathBuf> {
+    cargo(&["test", "--no-run", "--package", package, "--test", test, "--features", features])
+}
+
+/// Where the one program is that these arguments have cargo build.
+fn cargo(arguments: &[&str]) -> Result<PathBuf> {
     ensure_target()?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     // Not where the tests' own programs are: cargo makes one build of a folder wait for the other.
     let folder = root.join("target/l1");
     let output = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args(["build", "--locked", "--quiet", "--target", TARGET])
-        .args(["--package", package, "--bin", program])
+        .args(arguments)
+        .args(["--locked", "--quiet", "--target", TARGET, "--message-format", "json-render-diagnostics"])
         // The linker of the toolchain itself: none for arm64 has to be installed.
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
         .env("CARGO_TARGET_DIR", &folder)
@@ -37,9 +50,11 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf> {
         .output()
         .context("starting cargo")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{package}'s {program} does not build for {TARGET}:\n{said}");
-    let built = folder.join(TARGET).join("debug").join(program).canonicalize();
-    built.with_context(|| format!("cargo built no {program}"))
+    ensure!(output.status.success(), "cargo {arguments:?} does not build for {TARGET}:\n{said}");
+    let built = String::from_utf8(output.stdout)?;
+    let (_, rest) = built.rsplit_once("\"executable\":\"").context("cargo built no program")?;
+    let (program, _) = rest.split_once('"').context("cargo's message ends")?;
+    Ok(program.into())
 }
 
 /// A toolchain names a folder for each target that it knows; it is there for those whose standard library it has.
