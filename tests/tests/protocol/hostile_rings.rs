@@ -184,6 +184,21 @@ fn an_index_that_jumps_is_not_followed_and_may_come_back() {
     });
 }
 
+#[test]
+fn an_index_that_comes_back_while_the_device_looks_costs_no_request() {
+    for_both(|_, vmm| {
+        for round in 0..1500u32 {
+            let good = vmm.driver.requests().next_avail();
+            vmm.driver.requests().set_avail_index(good.wrapping_add(1000));
+            vmm.driver.requests().kick();
+            // At another moment of what the device does then each time.
+            (0..round % 500 * 40).for_each(|_| std::hint::spin_loop());
+            vmm.driver.requests().set_avail_index(good);
+            vmm.assert_served();
+        }
+    });
+}
+
 /// A ring whose used part lies over its available one, and is ahead: what the device returns makes more available.
 pub fn start_ring_that_feeds_itself(vmm: &mut Vmm) {
     let queue = vmm.driver.requests();

@@ -13,28 +13,37 @@ use super::ring::Ring;
 impl Queues {
     /// Serves requests until there are none, and asks to be kicked for the next.
     pub fn serve_requests(&self, ring: &Ring) {
-        if let Err(error) = self.serve_all_requests(ring) {
+        while let Err(error) = self.serve_all_requests(ring) {
             self.tell_broken("request", &error);
-            // Where even this fails, the ring is out of reach for the driver's wishes, too.
-            let _ = ring.enable_notification();
+            // The driver may have put the ring right before it could see that it is to kick again. Where even this
+            // fails, the ring is out of reach for the driver's wishes, too.
+            let may_be_right = ring.enable_notification().unwrap_or(false);
+            if !may_be_right || self.serve_available_requests(ring).is_err() {
+                return;
+            }
         }
     }
 
     fn serve_all_requests(&self, ring: &Ring) -> Result<(), Error> {
         loop {
             ring.disable_notification()?;
-            while !self.is_over() {
-                let memory = ring.memory();
-                // The ring is locked while its next chain is taken, not while the request is served.
-                let Some(chain) = ring.next_chain(memory.clone())? else { break };
-                let head = chain.head_index();
-                let used_length = self.answer(Buffers::of(chain, &*memory).ok(), &memory);
-                ring.complete(head, used_length, &memory)?;
-            }
+            self.serve_available_requests(ring)?;
             if !ring.enable_notification()? || self.is_over() {
                 return Ok(());
             }
         }
+    }
+
+    fn serve_available_requests(&self, ring: &Ring) -> Result<(), Error> {
+        while !self.is_over() {
+            let memory = ring.memory();
+            // The ring is locked while its next chain is taken, not while the request is served.
+            let Some(chain) = ring.next_chain(memory.clone())? else { break };
+            let head = chain.head_index();
+            let used_length = self.answer(Buffers::of(chain, &*memory).ok(), &memory);
+            ring.complete(head, used_length, &memory)?;
+        }
+        Ok(())
     }
 
     /// The used length of a chain. A chain that makes no sense is returned as an unknown request is: unwritten.
