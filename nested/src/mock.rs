@@ -28,8 +28,6 @@ pub const VIOMMU: u32 = 0xdead_beef;
 pub const VEVENTQ: u32 = 0xbeef_beef;
 /// The type of hardware queues.
 pub const HW_QUEUE: u32 = 0xdead_beef;
-/// What each of a nested page table's four cache slots holds after an invalidation.
-pub const IOTLB_SLOTS: u32 = 4;
 
 const MOCK_DOMAIN_REPLACE: u32 = 10;
 const MOCK_DOMAIN_FLAGS: u32 = 12;

@@ -26,11 +26,8 @@ const JOB_LIBRARY: &str = include_str!("../../l1/job-library.sh");
 #[derive(Clone, Debug)]
 pub struct Machine {
     testbed: Testbed,
-    memory_mib: u32,
-    cpus: u32,
-    kernel_args: String,
     job: String,
-    files: Vec<(String, u32, PathBuf)>,
+    programs: Vec<(String, PathBuf)>,
     arguments: Vec<OsString>,
 }
 
@@ -48,34 +45,7 @@ pub struct Report {
 impl Machine {
     /// A host with 1 GiB, two CPUs and an empty job.
     pub fn new(testbed: &Testbed) -> Self {
-        Self {
-            testbed: testbed.clone(),
-            memory_mib: 1024,
-            cpus: 2,
-            kernel_args: KERNEL_ARGS.into(),
-            job: String::new(),
-            files: Vec::new(),
-            arguments: Vec::new(),
-        }
-    }
-
-    /// The size of memory in MiB.
-    pub fn memory_mib(mut self, mib: u32) -> Self {
-        self.memory_mib = mib;
-        self
-    }
-
-    /// The number of CPUs; the kernel takes four at most.
-    pub fn cpus(mut self, count: u32) -> Self {
-        self.cpus = count;
-        self
-    }
-
-    /// Adds to the kernel's command line.
-    pub fn kernel_arg(mut self, argument: &str) -> Self {
-        self.kernel_args.push(' ');
-        self.kernel_args.push_str(argument);
-        self
+        Self { testbed: testbed.clone(), job: String::new(), programs: Vec::new(), arguments: Vec::new() }
     }
 
     /// The shell script to run before it powers off, up to the first command that fails; it can call the functions of
@@ -87,13 +57,7 @@ impl Machine {
 
     /// A copy of this program, which the job finds by this name.
     pub fn program(mut self, name: &str, file: &Path) -> Self {
-        self.files.push((format!("bin/{name}"), 0o100_755, file.into()));
-        self
-    }
-
-    /// A copy of this file, as `/NAME`.
-    pub fn file(mut self, name: &str, file: &Path) -> Self {
-        self.files.push((name.into(), 0o100_644, file.into()));
+        self.programs.push((format!("bin/{name}"), file.into()));
         self
     }
 
@@ -139,7 +103,7 @@ impl Machine {
         for (option, value) in [
             ("-kernel", self.testbed.kernel.as_os_str()),
             ("-initrd", initrd.as_os_str()),
-            ("-append", self.kernel_args.as_ref()),
+            ("-append", KERNEL_ARGS.as_ref()),
             ("-serial", "stdio".as_ref()),
             ("-display", "none".as_ref()),
         ] {
@@ -165,9 +129,9 @@ impl Machine {
         archive.entry("job-library.sh", 0o100_644, JOB_LIBRARY.as_bytes())?;
         archive.entry("job.sh", 0o100_644, self.job.as_bytes())?;
         archive.entry("bin/busybox", 0o100_755, &fs::read(&self.testbed.busybox)?)?;
-        for (name, mode, file) in &self.files {
+        for (name, file) in &self.programs {
             let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-            archive.entry(name, *mode, &content)?;
+            archive.entry(name, 0o100_755, &content)?;
         }
         archive.finish()
     }
@@ -178,8 +142,8 @@ impl Machine {
             ("-machine", "virt,gic-version=3,iommu=smmuv3,virtualization=on"),
             ("-accel", "tcg,thread=multi"),
             ("-cpu", "cortex-a57"),
-            ("-m", &format!("{}M", self.memory_mib)),
-            ("-smp", &self.cpus.to_string()),
+            ("-m", "1024M"),
+            ("-smp", "2"),
         ] {
             arguments.extend([option.into(), value.into()]);
         }
