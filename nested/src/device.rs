@@ -158,6 +158,11 @@ impl<D: Attach> Attached<D> {
         &self.device
     }
 
+    /// The device, without what it is attached to: to be detached before.
+    pub fn into_device(self) -> D {
+        self.device
+    }
+
     /// What it, or one of its PASIDs, is attached to.
     pub fn table(&self, pasid: Option<u32>) -> Option<&PageTable> {
         self.tables.get(&pasid)
