@@ -91,13 +91,19 @@ pub(crate) struct Options {
     pub(crate) fd: Option<i32>,
 
     #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are for the reader of --help")]
-    /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK]
+    /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK] or ID,vfio=DEVICE
     ///
     /// ID is a PCI address [SEGMENT:]BUS:DEV.FN or a number (decimal, or 0x and hexadecimal). With the
     /// two sockets, the VMM connects to FRONT for the device that a vhost-user back-end serves at
-    /// BACK; without them the endpoint is known to the guest and nothing is enforced.
+    /// BACK. DEVICE is a physical one: fd:N is its VFIO device file, as the VMM has it open; `launch`
+    /// also takes its PCI address on this machine, or the path of that file. With neither, the
+    /// endpoint is known to the guest and nothing is enforced.
     #[arg(long = "endpoint", value_name = "SPEC", help_heading = ENDPOINTS, verbatim_doc_comment)]
     pub(crate) endpoints: Vec<EndpointConfig>,
+
+    /// Attach physical devices through the open file descriptor N, the VMM's own /dev/iommu
+    #[arg(long, value_name = "N", help_heading = ENDPOINTS, value_parser = parse_fd)]
+    pub(crate) iommufd: Option<i32>,
 
     /// The smallest unit of mapping in bytes: a power of two, 4k to 1G
     ///
@@ -179,7 +185,7 @@ pub(crate) enum MsiRegion {
     At(IovaRange),
 }
 
-fn parse_fd(text: &str) -> Result<i32, UsageError> {
+pub(crate) fn parse_fd(text: &str) -> Result<i32, UsageError> {
     text.parse().ok().filter(|fd| *fd >= 0).ok_or_else(|| {
         UsageError::new(
             format!("`{text}` is not the number of a file descriptor"),

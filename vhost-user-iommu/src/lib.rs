@@ -25,7 +25,7 @@ mod viot;
 
 use std::io::{self, Write};
 
-pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, parse};
+pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, VfioDevice, parse};
 pub use daemon::run;
 pub use pci::PciAddress;
 pub use usage_error::UsageError;

@@ -97,6 +97,31 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
             "--endpoint 1: the socket f is taken already by socket-path; ",
         ),
         (
+            &["--fd=3", "--endpoint=1,vfio=65:00.0"],
+            "--endpoint 1: a VMM has to share the file descriptors of 0000:65:00.0 and of /dev/iommu; use `vhost-user-iommu launch`",
+        ),
+        (
+            &["--fd=3", "--iommufd=4", "--endpoint=1,vfio=/dev/vfio/devices/vfio0"],
+            "--endpoint 1: a VMM has to share the file descriptors of /dev/vfio/devices/vfio0 and",
+        ),
+        (
+            &["--fd=3", "--endpoint=1,vfio=fd:4"],
+            "--endpoint 1: nothing says on which /dev/iommu the VMM has this device; ",
+        ),
+        (
+            &["--fd=3", "--iommufd=3"],
+            "--iommufd 3: the file descriptor 3 is given as --fd already; give each",
+        ),
+        (
+            &["--fd=3", "--iommufd=4", "--endpoint=1,vfio=fd:4"],
+            "--endpoint 1: the file descriptor 4 is given as --iommufd already; ",
+        ),
+        (&["--iommufd", "x"], "--iommufd x: `x` is not the number of a file descriptor; "),
+        (
+            &["--fd=3", "--iommufd=4", "--endpoint=1,vfio=fd:5", "--endpoint=2,vfio=fd:5"],
+            "--endpoint 2: the device fd:5 is that of 1 already; ",
+        ),
+        (
             &["--config", "/nonexistent/vm.toml"],
             "--config /nonexistent/vm.toml: the configuration file cannot be read: ",
         ),
@@ -126,6 +151,8 @@ fn an_error_of_the_configuration_file_names_file_and_line() {
         ("fd = 3\n\naperture = '1M-2M'\n", "3: aperture 0x100000-0x200000: the range does not consist"),
         ("fd = 3\nsocket-path = 'a'\n", "2: socket-path a: fd is given as well; "),
         ("fd = 3\nendpoint = [\n '1',\n '0x1',\n]\n", "4: endpoint 0x1: this is the same endpoint as 1; "),
+        ("fd = 3\nendpoint = [\n '1,vfio=fd:4',\n]\n", "3: endpoint 1: nothing says on which /dev/iommu"),
+        ("fd = 3\niommufd = 3\n", "2: iommufd 3: the file descriptor 3 is given as --fd already; "),
         ("fd = \n", "1: "),
     ] {
         let (_directory, path) = config_file(text);

@@ -64,7 +64,8 @@ fn parse_serve(words: &[OsString], matches: &ArgMatches, path: Option<&Path>) ->
     let from_file = file.options().map(OsString::from);
     let all: Vec<OsString> = program.iter().cloned().chain(from_file).chain(given.iter().cloned()).collect();
     let (_, args) = read(&all)?;
-    Config::from_options(args.options).map_err(|error| file.locate(error))
+    let config = Config::from_options(args.options);
+    config.and_then(|config| config.check_served().map(|()| config)).map_err(|error| file.locate(error))
 }
 
 fn parse_viot(args: ViotArgs) -> Result<ViotCommand, UsageError> {

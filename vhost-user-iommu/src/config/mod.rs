@@ -6,10 +6,12 @@
 
 mod clap_error;
 mod command;
+mod descriptors;
 mod endpoint;
 mod file;
+mod kind;
 
-use std::{path::PathBuf, time::Duration};
+use std::{os::fd::RawFd, path::PathBuf, time::Duration};
 
 use log::LevelFilter;
 use viommu_core::{Granule, IovaRange, Limits};
@@ -21,7 +23,8 @@ use crate::{
 };
 
 pub use command::{Command, parse};
-pub use endpoint::{EndpointConfig, EndpointKind};
+pub use endpoint::EndpointConfig;
+pub use kind::{EndpointKind, VfioDevice};
 
 /// What the daemon is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct Config {
     pub listen: Listen,
     /// The endpoints behind the device, each id once.
     pub endpoints: Vec<EndpointConfig>,
+    /// The file descriptor of the VMM's /dev/iommu, for physical devices; not checked yet.
+    pub iommufd: Option<RawFd>,
     /// The page sizes the device announces; its lowest bit is the granule of a mapping.
     pub page_size_mask: u64,
     /// The IOVAs a guest may map, in whole granules.
@@ -52,7 +57,7 @@ pub enum Listen {
     /// A Unix socket to be made at this path.
     Path(PathBuf),
     /// An open file descriptor of this process, said to be a listening Unix socket; not checked yet.
-    Fd(i32),
+    Fd(RawFd),
 }
 
 impl Config {
@@ -60,12 +65,15 @@ impl Config {
     pub(crate) fn from_options(options: Options) -> Result<Config, UsageError> {
         EndpointConfig::check_ids(&options.endpoints)?;
         EndpointConfig::check_sockets(options.socket_path.as_deref(), &options.endpoints)?;
+        EndpointConfig::check_devices(&options.endpoints)?;
+        descriptors::check_numbers(&options)?;
         Ok(Config {
             page_size_mask: page_size_mask(options.granule),
             aperture: aperture(&options)?,
             msi_region: msi_region(&options),
             listen: listen(options.socket_path, options.fd)?,
             endpoints: options.endpoints,
+            iommufd: options.iommufd,
             boot_bypass: options.boot_bypass == Switch::On,
             limits: Limits {
                 domains_max: options.max_domains.get() as usize,
@@ -76,6 +84,11 @@ impl Config {
             unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),
             log_level: options.log_level.into(),
         })
+    }
+
+    /// Refuses what the daemon itself cannot open, because a VMM has to have the same files open.
+    pub(crate) fn check_served(&self) -> Result<(), UsageError> {
+        descriptors::check_shared(self.iommufd, &self.endpoints)
     }
 }
 
