@@ -24,6 +24,7 @@ use crate::session;
 use crate::sync::Wake;
 use crate::throttle::Throttle;
 use crate::usage_error::UsageError;
+use crate::vfio::Vfio;
 
 /// A relay before it has a device to ask.
 struct Prepared {
@@ -46,21 +47,32 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
         Listen::Fd(number) => inherited_listener(*number)?,
         Listen::Path(path) => keep(listen("socket-path", path)?, &mut files),
     };
+    let vfio = Vfio::prepare(config)?;
+    let config = &narrowed(config, vfio.as_ref())?;
     let mut signals = Signals::new(TERM_SIGNALS.iter().chain(&[SIGHUP])).map_err(short_of)?;
     let (relays, invalidators) = prepare_relays(config, &mut files)?;
     let event_waits = Arc::new(Wake::new().map_err(short_of)?);
-    let iommu = Iommu::new(config, invalidators, event_waits.clone());
+    let iommu = Iommu::new(config, invalidators, vfio, event_waits.clone());
     let iommu =
         Arc::new(iommu.map_err(|error| UsageError::new(error.to_string(), "change the option it names"))?);
     for prepared in relays {
         start_relay(prepared, config, &iommu)?;
     }
+    let tended_iommu = iommu.clone();
+    start("devices", move || tended_iommu.tend_devices())?;
     let session_iommu = iommu.clone();
     start("session", move || session::serve(listener, &session_iommu, &event_waits))?;
     info!("ready: {} endpoints, aperture {}", config.endpoints.len(), config.aperture);
     signals.forever().next();
     info!("told to end; {}", iommu.account());
     Ok(())
+}
+
+/// With an aperture that the devices of the host can have.
+fn narrowed(config: &Config, vfio: Option<&Vfio>) -> Result<Config, UsageError> {
+    let narrow = |vfio: &Vfio| vfio.narrow(config.aperture, config.page_size_mask);
+    let aperture = vfio.map_or(Ok(config.aperture), narrow)?;
+    Ok(Config { aperture, ..config.clone() })
 }
 
 fn prepare_relays(

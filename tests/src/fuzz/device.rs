@@ -35,7 +35,7 @@ pub fn iommu(invalidators: BTreeMap<EndpointId, Invalidator>) -> (Arc<Iommu>, Ar
         log::set_max_level(LevelFilter::Debug);
     });
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
-    let iommu = Iommu::new(&config(), invalidators, event_waits.clone()).expect("a device that can be made");
+    let iommu = Iommu::new(&config(), invalidators, None, event_waits.clone()).expect("a device that can be made");
     (Arc::new(iommu), event_waits)
 }
 

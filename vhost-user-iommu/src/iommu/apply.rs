@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Applying a change to the endpoints that cache translations.
+//! Applying a change to the endpoints: to what caches translations, and to what the hardware translates.
 //!
-//! A change that gives access needs nothing: endpoints ask when they miss. A change that takes access away waits
-//! until every back-end concerned has acknowledged that its entries are gone; the device refuses their misses for
-//! the same range meanwhile. If one fails, the others have merely lost entries that they can ask for again.
+//! A change that gives access needs nothing of caches: endpoints ask when they miss. A change that takes access away
+//! waits until every back-end concerned has acknowledged that its entries are gone; the device refuses their misses for
+//! the same range meanwhile. If one fails, the others have merely lost entries that they can ask for again. The
+//! hardware comes last, since that cannot be undone so easily.
 
 use std::sync::mpsc;
 use std::time::Instant;
@@ -13,21 +14,36 @@ use rustix::io::Errno;
 use viommu_core::{Change, EndpointId, HostError, IovaRange};
 
 use super::Iommu;
+use super::devices::Goal;
 
 impl Iommu {
     pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
         match *change {
-            Change::Map { .. } | Change::SetBypass { enabled: true } => Ok(()),
+            Change::Map { domain, range, target } => {
+                self.on_host(|shadow| shadow.map(domain, &range, target))
+            }
             Change::Unmap { domain, range } => {
                 let members = self.state().device().domain(domain).map(|domain| domain.endpoints().collect());
-                self.invalidate(members.unwrap_or_default(), range)
+                self.invalidate(members.unwrap_or_default(), range)?;
+                self.on_host(|shadow| shadow.unmap(domain, &range))
             }
             //= virtio#devicenormative:IOMMU/DETACH request A26
             // The request is answered only when the back-end has lost what it had cached.
-            Change::Attach { endpoint, .. } | Change::Detach { endpoint, .. } => {
-                self.invalidate(vec![endpoint], IovaRange::ALL)
+            Change::Attach { endpoint, to, bypass, .. } => {
+                self.invalidate(vec![endpoint], IovaRange::ALL)?;
+                self.move_device(endpoint, if bypass { Goal::Memory } else { Goal::Domain(to) })
             }
-            Change::SetBypass { enabled: false } => self.invalidate(self.unattached(), IovaRange::ALL),
+            Change::Detach { endpoint, .. } => {
+                self.invalidate(vec![endpoint], IovaRange::ALL)?;
+                self.move_device(endpoint, self.unattached_goal())
+            }
+            Change::SetBypass { enabled } => {
+                let unattached = self.unattached();
+                if !enabled {
+                    self.invalidate(unattached.clone(), IovaRange::ALL)?;
+                }
+                self.move_devices(&unattached, Goal::of_bypass(enabled))
+            }
         }
     }
 

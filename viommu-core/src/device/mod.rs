@@ -247,6 +247,11 @@ impl Device {
         self.bypass = self.config.boot_bypass;
     }
 
+    /// Whether unattached endpoints reach guest memory untranslated: `bypass` in the configuration space.
+    pub fn bypass(&self) -> bool {
+        self.bypass
+    }
+
     /// The endpoints behind the device.
     pub fn endpoints(&self) -> impl Iterator<Item = EndpointId> {
         self.endpoints.keys().copied()
