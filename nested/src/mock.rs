@@ -6,6 +6,7 @@
 //! 16 MiB up to 2 GiB.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
@@ -50,7 +51,8 @@ pub struct MockDevice {
     /// The number of the mock driver's own object, which goes with the context.
     mock: u32,
     device: DeviceId,
-    hwpt: u32,
+    /// What it is attached to.
+    hwpt: AtomicU32,
     pasids: Mutex<BTreeSet<u32>>,
 }
 
@@ -63,7 +65,7 @@ impl MockDevice {
         let words = [0, 0, 0, DEVICE_PASID];
         let [mock, hwpt, device, ..] = call(context, MOCK_DOMAIN_FLAGS, table.id(), &words, Buffer::NONE)?;
         let device = DeviceId(device);
-        Ok(MockDevice { context: context.clone(), mock, device, hwpt, pasids: Mutex::default() })
+        Ok(MockDevice { context: context.clone(), mock, device, hwpt: hwpt.into(), pasids: Mutex::default() })
     }
 
     /// Its number in the context.
@@ -71,9 +73,9 @@ impl MockDevice {
         self.device
     }
 
-    /// The page table that the kernel chose for it when it was made.
-    pub fn first_hwpt(&self) -> u32 {
-        self.hwpt
+    /// The page table that it is attached to, of the kernel's choice where it was an address space.
+    pub fn hwpt(&self) -> u32 {
+        self.hwpt.load(Ordering::Relaxed)
     }
 
     /// Raises a page request.
@@ -114,8 +116,8 @@ impl MockDevice {
 impl Attach for MockDevice {
     fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
         let Some(pasid) = pasid else {
-            return call(&self.context, MOCK_DOMAIN_REPLACE, self.mock, &[table.id()], Buffer::NONE)
-                .map(drop);
+            let replaced = call(&self.context, MOCK_DOMAIN_REPLACE, self.mock, &[table.id()], Buffer::NONE);
+            return replaced.map(|[hwpt, ..]| self.hwpt.store(hwpt, Ordering::Relaxed));
         };
         let mut pasids = self.pasids.lock().unwrap_or_else(PoisonError::into_inner);
         let op = if pasids.contains(&pasid) { PASID_REPLACE } else { PASID_ATTACH };

@@ -76,9 +76,9 @@ fn what_is_mapped_from_a_file_is_what_the_device_reaches() {
     ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
     let device = MockDevice::new(ioas.context(), &PageTable::Auto(ioas.clone())).expect("a device");
     let whole = region.as_volatile_slice();
-    mock::check_map(&ioas, device.first_hwpt(), Iova(START), &whole).expect("the same pages");
+    mock::check_map(&ioas, device.hwpt(), Iova(START), &whole).expect("the same pages");
     let elsewhere = whole.subslice(4096, 4096).expect("a part");
-    assert_eq!(errno(mock::check_map(&ioas, device.first_hwpt(), Iova(START), &elsewhere)), Errno::INVAL);
+    assert_eq!(errno(mock::check_map(&ioas, device.hwpt(), Iova(START), &elsewhere)), Errno::INVAL);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_copy_reaches_the_same_pages_without_the_boundaries_of_the_source() {
     let source = Iova(START + 64 * 1024);
     domain.copy_from(&range(0, 8192), &guest, source, Access::READ.into()).expect("it copies");
     let part = region.get_slice(64 * 1024, 8192).expect("a part");
-    mock::check_map(&domain, device.first_hwpt(), Iova(START), &part).expect("the same pages");
+    mock::check_map(&domain, device.hwpt(), Iova(START), &part).expect("the same pages");
     assert_eq!(errno(domain.copy_from(&range(0, 8192), &guest, source, Access::READ.into())), Errno::EXIST);
     let gap = Iova(START + MIB - 4096);
     assert_eq!(errno(domain.copy_from(&range(MIB, 8192), &guest, gap, Access::READ.into())), Errno::NOENT);
@@ -108,7 +108,7 @@ fn memory_of_this_process_can_be_mapped_and_stays_when_its_mapping_here_goes() {
     ioas.map(&range(0, 64 * 1024), &whole, Access::all().into()).expect("it maps");
     assert_eq!(errno(ioas.map(&range(MIB, 2 * MIB), &whole, Access::all().into())), Errno::INVAL);
     let device = MockDevice::new(ioas.context(), &PageTable::Auto(ioas.clone())).expect("a device");
-    mock::check_map(&ioas, device.first_hwpt(), Iova(START), &whole).expect("the same pages");
+    mock::check_map(&ioas, device.hwpt(), Iova(START), &whole).expect("the same pages");
     drop(region);
     assert_eq!(ioas.unmap(&range(0, 64 * 1024)).expect("it goes"), 64 * 1024);
 }
@@ -356,7 +356,7 @@ fn whatever_fails_in_the_kernel_changes_nothing() {
     fail_each(
         || domain.copy_from(&range(0, MIB), &guest, Iova(START), Access::all().into()),
         |copied| {
-            assert_eq!(is_mapped(device.first_hwpt()), copied.is_ok());
+            assert_eq!(is_mapped(device.hwpt()), copied.is_ok());
             assert_eq!(domain.unmap(&range(0, MIB)).is_ok(), copied.is_ok());
         },
     );

@@ -14,6 +14,7 @@
 //! own at first. Everything here is one step of the kernel's, or undoes what it did: after an error all is as it was.
 //! Decides nothing: which domain an endpoint is in is the caller's matter.
 
+mod apply;
 mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use crate::device::{Attach, Attached};
 use crate::error::{Error, Result};
 use crate::object::{Context, Ioas, PageTable};
 
+pub use apply::{Goal, Known};
 pub use memory::{GuestMemory, MemoryRegion};
 
 /// The address spaces of one guest in one context, and the devices that use them.

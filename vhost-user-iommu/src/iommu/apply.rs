@@ -12,45 +12,26 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use viommu_core::{Change, EndpointId, HostError, IovaRange};
+use viommu_nested::shadow::Known;
 
 use super::Iommu;
-use super::devices::Goal;
 
 impl Iommu {
     pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
         match *change {
-            Change::Map { domain, range, target } => {
-                self.on_host(|shadow| shadow.map(domain, &range, target))
-            }
+            Change::Map { .. } | Change::SetBypass { enabled: true } => {}
             Change::Unmap { domain, range } => {
                 let members = self.state().device().domain(domain).map(|domain| domain.endpoints().collect());
                 self.invalidate(members.unwrap_or_default(), range)?;
-                self.on_host(|shadow| shadow.unmap(domain, &range))
             }
             //= virtio#devicenormative:IOMMU/DETACH request A26
             // The request is answered only when the back-end has lost what it had cached.
-            Change::Attach { endpoint, to, bypass, .. } => {
+            Change::Attach { endpoint, .. } | Change::Detach { endpoint, .. } => {
                 self.invalidate(vec![endpoint], IovaRange::ALL)?;
-                self.move_device(endpoint, if bypass { Goal::Memory } else { Goal::Domain(to) })
             }
-            Change::Detach { endpoint, .. } => {
-                self.invalidate(vec![endpoint], IovaRange::ALL)?;
-                self.move_device(endpoint, self.unattached_goal())
-            }
-            Change::SetBypass { enabled } => {
-                let unattached = self.unattached();
-                if !enabled {
-                    self.invalidate(unattached.clone(), IovaRange::ALL)?;
-                }
-                self.move_devices(&unattached, Goal::of_bypass(enabled))
-            }
+            Change::SetBypass { enabled: false } => self.invalidate(self.unattached(), IovaRange::ALL)?,
         }
-    }
-
-    fn unattached(&self) -> Vec<EndpointId> {
-        let state = self.state();
-        let device = state.device();
-        device.endpoints().filter(|endpoint| device.domain_of(*endpoint).is_none()).collect()
+        self.on_host(|shadow| shadow.apply(change, self))
     }
 
     fn invalidate(&self, endpoints: Vec<EndpointId>, range: IovaRange) -> Result<(), HostError> {

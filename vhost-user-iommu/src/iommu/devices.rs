@@ -9,28 +9,24 @@ use std::os::fd::AsFd;
 use log::{error, info};
 use viommu_core::{DomainId, EndpointId, HostError, IovaRange, Mapping};
 use viommu_nested::Result;
-use viommu_nested::shadow::{MemoryRegion, Reach, Shadow};
+use viommu_nested::shadow::{Goal, Known, MemoryRegion, Reach, Shadow};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::vfio::{Device, Vfio, host_error};
 
 use super::Iommu;
 
-/// Where a device is to be moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goal {
-    /// To where it reaches nothing.
-    Nothing,
-    /// To guest memory, untranslated.
-    Memory,
-    /// Into a domain.
-    Domain(DomainId),
-}
+impl Known for Iommu {
+    fn mappings(&self, domain: DomainId) -> Vec<Mapping> {
+        self.state().device().mappings(domain)
+    }
 
-impl Goal {
-    /// Of an unattached endpoint.
-    pub fn of_bypass(enabled: bool) -> Goal {
-        if enabled { Goal::Memory } else { Goal::Nothing }
+    fn unattached(&self) -> Vec<EndpointId> {
+        self.state().device().unattached()
+    }
+
+    fn bypass(&self) -> bool {
+        self.state().device().bypass()
     }
 }
 
@@ -67,41 +63,9 @@ impl Iommu {
         })
     }
 
-    /// What unattached endpoints reach.
-    pub(super) fn unattached_goal(&self) -> Goal {
-        Goal::of_bypass(self.state().device().bypass())
-    }
-
     /// Moves the device of an endpoint, if it has one.
     pub(super) fn move_device(&self, endpoint: EndpointId, to: Goal) -> Done {
-        self.on_host(|shadow| self.try_move(shadow, endpoint, to))
-    }
-
-    /// The same without a word in the log.
-    pub(super) fn try_move(&self, shadow: &mut Shadow<Device>, endpoint: EndpointId, to: Goal) -> Result<()> {
-        match to {
-            Goal::Nothing => shadow.block(endpoint),
-            Goal::Memory => shadow.bypass(endpoint),
-            Goal::Domain(domain) => {
-                let mappings = if shadow.has_domain(domain) { Vec::new() } else { self.mappings(domain) };
-                shadow.attach(endpoint, domain, mappings)
-            }
-        }
-    }
-
-    /// Moves all of them or none.
-    pub(super) fn move_devices(&self, endpoints: &[EndpointId], to: Goal) -> Done {
-        let back = if to == Goal::Memory { Goal::Nothing } else { Goal::Memory };
-        for (at, endpoint) in endpoints.iter().enumerate() {
-            let Err(failure) = self.move_device(*endpoint, to) else { continue };
-            for moved in endpoints.iter().take(at) {
-                if let Err(error) = self.move_device(*moved, back) {
-                    error!("endpoint {}: cannot be moved back: {error}", self.label(*moved));
-                }
-            }
-            return Err(failure);
-        }
-        Ok(())
+        self.on_host(|shadow| shadow.move_to(endpoint, to, self))
     }
 
     /// The device has been reset: endpoints linger. What lingers already is blocked if others linger from now on.
@@ -154,10 +118,6 @@ impl Iommu {
         if let Err(error) = shadow.block(endpoint) {
             error!("endpoint {}: it cannot be blocked: {error}", self.label(endpoint));
         }
-    }
-
-    fn mappings(&self, domain: DomainId) -> Vec<Mapping> {
-        self.state().device().domain(domain).into_iter().flat_map(|domain| domain.mappings()).collect()
     }
 }
 

@@ -17,12 +17,11 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 use viommu_core::EndpointId;
-use viommu_nested::shadow::Reach;
+use viommu_nested::shadow::{Goal, Reach};
 
 use crate::sync::lock;
 
 use super::Iommu;
-use super::devices::Goal;
 
 /// How often devices are looked at. Firmware takes much longer from the reset of a device to its first access.
 const PERIOD: Duration = Duration::from_millis(5);
@@ -95,7 +94,7 @@ impl Iommu {
             Reach::Nothing => state.device().bypass() && state.device().domain_of(endpoint).is_none(),
             Reach::Memory | Reach::Vmm => false,
         };
-        is_waiting.then(|| Goal::of_bypass(state.device().bypass()))
+        is_waiting.then(|| Goal::of_unattached(state.device().bypass()))
     }
 
     /// Has a device that is new to the VMM where it belongs, again and again until the VMM is done with it. Whether it
@@ -109,7 +108,7 @@ impl Iommu {
             return false;
         }
         let moved = goal.zip(self.vfio.as_ref());
-        if moved.is_some_and(|(goal, vfio)| self.try_move(&mut vfio.shadow(), endpoint, goal).is_ok()) {
+        if moved.is_some_and(|(goal, vfio)| vfio.shadow().move_to(endpoint, goal, self).is_ok()) {
             since.get_or_insert_with(Instant::now);
         }
         true
