@@ -25,9 +25,11 @@ pub struct MemoryRegion<'a> {
     pub range: IovaRange,
     /// The file that it is a part of, and the first byte there.
     pub file: Option<(BorrowedFd<'a>, u64)>,
-    /// The same memory in this process.
-    pub memory: VolatileSlice<'a>,
 }
+
+/// Finds memory of this process by the range of its GPAs; it stays for ever, since nobody can say when the kernel looks
+/// there for the last time. Used where the kernel cannot map the file itself.
+pub type Lasting<'a> = &'a dyn Fn(&IovaRange) -> Option<VolatileSlice<'static>>;
 
 /// The address space of the guest's memory.
 #[derive(Debug)]
@@ -63,7 +65,12 @@ impl GuestMemory {
     ///
     /// # Errors
     /// Of the last call that could have brought a region in, for the first that could not be had.
-    pub fn set(&mut self, regions: &[MemoryRegion<'_>], ours: &BTreeSet<u32>) -> Result<()> {
+    pub fn set(
+        &mut self,
+        regions: &[MemoryRegion<'_>],
+        lasting: Lasting<'_>,
+        ours: &BTreeSet<u32>,
+    ) -> Result<()> {
         let wanted: BTreeMap<u64, Held> =
             regions.iter().map(|region| (region.range.start(), Held::of(region))).collect();
         self.drop_all_but(&wanted)?;
@@ -72,7 +79,7 @@ impl GuestMemory {
             if self.regions.contains_key(&region.range.start()) {
                 continue;
             }
-            match self.add(region, ours) {
+            match self.add(region, lasting, ours) {
                 Ok(()) => drop(self.regions.insert(region.range.start(), Held::of(region))),
                 Err(error) => result = result.and(Err(error)),
             }
@@ -115,19 +122,23 @@ impl GuestMemory {
         Ok(())
     }
 
-    fn add(&self, region: &MemoryRegion<'_>, ours: &BTreeSet<u32>) -> Result<()> {
+    fn add(&self, region: &MemoryRegion<'_>, lasting: Lasting<'_>, ours: &BTreeSet<u32>) -> Result<()> {
         let range = &region.range;
         if copy_from_vmm(&self.space, range, Iova(range.start()), Access::all(), ours).is_some() {
             log::debug!("guest memory {range}: shared with the VMM's address space");
             return Ok(());
         }
         log::debug!("guest memory {range}: not in any address space of the VMM, so it is mapped anew");
-        let by_file = region.file.map(|(file, start)| self.space.map_file(range, file, start, Access::all().into()));
+        let by_file =
+            region.file.map(|(file, start)| self.space.map_file(range, file, start, Access::all().into()));
         match by_file {
             Some(Err(error)) if !is_unknown(&error) => Err(error),
             Some(Ok(())) => Ok(()),
             // A kernel older than the command, or a file that it does not take.
-            _ => self.space.map(range, &region.memory, Access::all().into()),
+            _ => match lasting(range) {
+                Some(memory) => self.space.map(range, &memory, Access::all().into()),
+                None => by_file.unwrap_or(Ok(())),
+            },
         }
     }
 }

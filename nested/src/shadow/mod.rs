@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::object::{Context, Ioas, PageTable};
 
 pub use apply::{Goal, Known};
-pub use memory::{GuestMemory, MemoryRegion};
+pub use memory::{GuestMemory, Lasting, MemoryRegion};
 
 /// The address spaces of one guest in one context, and the devices that use them.
 #[derive(Debug)]
@@ -112,9 +112,9 @@ impl<D: Attach> Shadow<D> {
     ///
     /// # Errors
     /// Of `IOMMU_IOAS_MAP_FILE` or `IOMMU_IOAS_MAP`, for the first region that cannot be had; the others are there.
-    pub fn set_memory(&mut self, regions: &[MemoryRegion<'_>]) -> Result<()> {
+    pub fn set_memory(&mut self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) -> Result<()> {
         let ours = self.address_spaces();
-        self.memory.set(regions, &ours)
+        self.memory.set(regions, lasting, &ours)
     }
 
     /// Whether an address space exists for this domain, which has to be told of its changes.

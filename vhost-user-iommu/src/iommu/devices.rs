@@ -10,7 +10,7 @@ use log::{error, info};
 use viommu_core::{DomainId, EndpointId, HostError, IovaRange, Mapping};
 use viommu_nested::Result;
 use viommu_nested::shadow::{Goal, Known, MemoryRegion, Reach, Shadow};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
 
 use crate::vfio::{Device, Vfio, host_error};
 
@@ -39,10 +39,10 @@ impl Iommu {
             .filter_map(|region| {
                 let range = IovaRange::from_length(region.start_addr().0, region.len())?;
                 let file = region.file_offset().map(|place| (place.file().as_fd(), place.start()));
-                Some(MemoryRegion { range, file, memory: region.as_volatile_slice().ok()? })
+                Some(MemoryRegion { range, file })
             })
             .collect();
-        vfio.set_memory(&regions);
+        vfio.set_memory(&regions, &|range| lasting(memory, range));
     }
 
     /// Says which endpoints the host cannot tell apart.
@@ -119,6 +119,13 @@ impl Iommu {
             error!("endpoint {}: it cannot be blocked: {error}", self.label(endpoint));
         }
     }
+}
+
+/// The region at these GPAs, which stays for ever from now on.
+fn lasting(memory: &GuestMemoryMmap, range: &IovaRange) -> Option<VolatileSlice<'static>> {
+    let memory: &'static GuestMemoryMmap = Box::leak(Box::new(memory.clone()));
+    let region = memory.iter().find(|region| region.start_addr().0 == range.start())?;
+    region.as_volatile_slice().ok()
 }
 
 /// How something on the host ended.

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use log::{info, warn};
 use viommu_core::{EndpointId, Granule, HostError, IovaRange};
 use viommu_nested::object::Context;
-use viommu_nested::shadow::{MemoryRegion, Shadow};
+use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
 use viommu_nested::{Cdev, Error};
 
 use crate::config::{Config, EndpointConfig, EndpointKind, VfioDevice};
@@ -93,8 +93,8 @@ impl Vfio {
     }
 
     /// Takes all of the guest's memory as it is now.
-    pub fn set_memory(&self, regions: &[MemoryRegion<'_>]) {
-        if let Err(error) = self.shadow().set_memory(regions) {
+    pub fn set_memory(&self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) {
+        if let Err(error) = self.shadow().set_memory(regions, lasting) {
             warn!(
                 "a part of the guest's memory is out of reach of its devices: {error}; if it is memory that this process \
                  may not lock, raise its limit (ulimit -l)"
