@@ -172,6 +172,40 @@ fn the_hardware_of_a_device_is_told_and_no_other_number_is_a_device() {
     assert!(!HwInfo::is_device(&context, ioas.id()).expect("it is not"));
 }
 
+/// The number that the kernel gives to the next object: the lowest that is free.
+fn next_number(context: &Arc<Context>) -> u32 {
+    Ioas::new(context).expect("an address space").id()
+}
+
+#[test]
+fn whatever_is_dropped_is_gone_from_the_kernel() {
+    let context = context();
+    let ioas = Ioas::new(&context).expect("one");
+    let device = MockDevice::new(&context, &PageTable::Auto(ioas.clone())).expect("a device");
+    let (file, _region) = memory(MIB);
+    ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
+    let free = next_number(&context);
+
+    let faults = FaultQueue::new(&context).expect("a queue");
+    assert_eq!(faults.id(), free);
+    drop(faults);
+    assert_eq!(next_number(&context), free, "a fault queue");
+
+    let parent = nested_parent(&device, &ioas);
+    let faults = FaultQueue::new(&context).expect("a queue");
+    drop(nested(&device, &parent, 1, Some(faults)));
+    drop(parent);
+    assert_eq!(next_number(&context), free, "a nested page table, its parent and its fault queue");
+
+    let parent = nested_parent(&device, &ioas);
+    let viommu = Viommu::new(device.device(), &parent, mock::VIOMMU, &mut [0; 24]).expect("a vIOMMU");
+    let events = Veventq::new(&viommu, mock::VEVENTQ, 4, 1).expect("a queue of one");
+    let vdevice = Vdevice::new(&viommu, device.device(), 0x99).expect("a number");
+    let queue = HwQueue::new(&viommu, mock::HW_QUEUE, 0, &range(0, 4096)).expect("a queue");
+    drop((parent, viommu, events, vdevice, queue));
+    assert_eq!(next_number(&context), free, "a vIOMMU and all that is in it");
+}
+
 #[test]
 fn writes_of_devices_are_recorded() {
     let context = context();

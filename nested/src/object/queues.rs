@@ -19,8 +19,9 @@ use crate::error::{Error, Result};
 /// Where page requests arrive (`IOMMU_FAULT_QUEUE_ALLOC`).
 #[derive(Debug)]
 pub struct FaultQueue {
-    object: Object,
+    // First: a field is dropped before those that follow it, and the kernel destroys no queue whose file is open.
     file: OwnedFd,
+    object: Object,
 }
 
 /// A device's request for a page (`struct iommu_hwpt_pgfault`).
@@ -74,7 +75,7 @@ impl FaultQueue {
         let mut command = iommu_fault_alloc::default();
         let file = context.call_opening(&mut command, format_args!("a new fault queue"))?;
         let object = Object::new(context, command.out_fault_id);
-        Ok(Arc::new(FaultQueue { object, file }))
+        Ok(Arc::new(FaultQueue { file, object }))
     }
 
     /// Its id in the context.
@@ -146,8 +147,9 @@ impl PageRequest {
 /// Where events of a vIOMMU arrive (`IOMMU_VEVENTQ_ALLOC`).
 #[derive(Debug)]
 pub struct Veventq {
-    object: Object,
+    // First: a field is dropped before those that follow it, and the kernel destroys no queue whose file is open.
     file: OwnedFd,
+    object: Object,
     event_bytes: usize,
     _viommu: Arc<Viommu>,
 }
@@ -177,7 +179,7 @@ impl Veventq {
         let about = format_args!("vIOMMU {}, type {event_type}, depth {depth}", viommu.id());
         let file = viommu.context().call_opening(&mut command, about)?;
         let object = Object::new(viommu.context(), command.out_veventq_id);
-        Ok(Veventq { object, file, event_bytes, _viommu: viommu.clone() })
+        Ok(Veventq { file, object, event_bytes, _viommu: viommu.clone() })
     }
 
     /// Its id in the context.
