@@ -16,7 +16,7 @@ use super::viommu::Viommu;
 use super::{Object, too_long};
 use crate::device::DeviceId;
 use crate::error::{Error, Result};
-use crate::uapi::ioctl::Buffer;
+use crate::uapi::ioctl::{Buffer, bitmap_bytes};
 
 /// A page table (`IOMMU_HWPT_ALLOC`).
 #[derive(Debug)]
@@ -173,33 +173,34 @@ impl Hwpt {
         self.context().call(&mut command, Buffer::NONE, format_args!("HWPT {}, {tracking:?}", self.id()))
     }
 
-    /// What devices wrote in `range`: a bit for each `page_size` bytes from its beginning, the lowest first.
+    /// What devices wrote in `range`: a bit for each `page_size` bytes from its beginning, the lowest first. Where the
+    /// IOMMU has large pages, all of one counts as written, and is forgotten with [`Clearing::Clear`], even if it goes
+    /// beyond the range.
     ///
     /// # Errors
-    /// Of `IOMMU_HWPT_GET_DIRTY_BITMAP`; EINVAL for a page size that is no power of two.
+    /// Of `IOMMU_HWPT_GET_DIRTY_BITMAP`; EINVAL for a page size that is no power of two, ENOMEM when there is no memory
+    /// for that many bits.
     pub fn dirty_bitmap(&self, range: &IovaRange, page_size: u64, clearing: Clearing) -> Result<Vec<u64>> {
         const CALL: &str = "IOMMU_HWPT_GET_DIRTY_BITMAP";
         let about = format_args!("HWPT {}, IOVA {range}, pages of {page_size:#x} bytes", self.id());
-        if !page_size.is_power_of_two() {
-            return Err(Error::of_call(CALL, Errno::INVAL, about));
-        }
         let length = range.span().checked_add(1).ok_or_else(|| too_long(CALL))?;
-        let words = length.checked_div(page_size).map_or(0, |pages| pages.div_ceil(64));
-        let mut bitmap = vec![0u64; usize::try_from(words).map_err(|_| too_long(CALL))?];
+        let bytes =
+            bitmap_bytes(length, page_size).ok_or_else(|| Error::of_call(CALL, Errno::INVAL, about))?;
+        let mut bitmap = zeroed(bytes / 8).ok_or_else(|| Error::of_call(CALL, Errno::NOMEM, about))?;
         let flags = match clearing {
             Clearing::Clear => 0,
             Clearing::Keep => iommufd_hwpt_get_dirty_bitmap_flags_IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
         };
-        let iova = range.start();
         let mut command = iommu_hwpt_get_dirty_bitmap {
             hwpt_id: self.id(),
             flags,
-            iova,
+            iova: range.start(),
             length,
             page_size,
             ..Default::default()
         };
         self.context().call(&mut command, Buffer::of(bitmap.as_mut_bytes()), about)?;
+        end_at(&mut bitmap, length.div_ceil(page_size));
         Ok(bitmap)
     }
 
@@ -233,6 +234,23 @@ pub enum Clearing {
     Clear,
     /// It is not; the range is going to be unmapped, say.
     Keep,
+}
+
+/// So many words, if there is memory for them.
+fn zeroed(words: u64) -> Option<Vec<u64>> {
+    let words = usize::try_from(words).ok()?;
+    let mut bitmap = Vec::new();
+    bitmap.try_reserve_exact(words).ok()?;
+    bitmap.resize(words, 0);
+    Some(bitmap)
+}
+
+/// Forgets all bits from that number on.
+fn end_at(bitmap: &mut Vec<u64>, bits: u64) {
+    bitmap.truncate(bits.div_ceil(64) as usize);
+    if let (Some(last), beyond @ 1..) = (bitmap.last_mut(), bits % 64) {
+        *last &= !(u64::MAX << beyond);
+    }
 }
 
 /// An invalidation on a nested HWPT or a vIOMMU.
