@@ -52,7 +52,9 @@ fn description(iotlb: u32) -> [u8; 8] {
 
 fn nested(device: &MockDevice, parent: &Arc<Hwpt>, iotlb: u32, faults: Option<Arc<FaultQueue>>) -> Arc<Hwpt> {
     let parent = NestedParent::Hwpt(parent.clone());
-    Hwpt::nested(device.device(), parent, mock::HWPT_DATA, &description(iotlb), faults).expect("a nested one")
+    let data = description(iotlb);
+    Hwpt::nested(device.device(), parent, HwptFlags::empty(), mock::HWPT_DATA, &data, faults)
+        .expect("a nested one")
 }
 
 #[test]
@@ -220,7 +222,8 @@ fn writes_of_devices_are_recorded() {
     assert_eq!(errno(hwpt.dirty_bitmap(&range(0, MIB), 0, Clearing::Keep)), Errno::INVAL);
     mock::mark_written(&hwpt, Iova(START + 65 * 4096), 4096).expect("it is marked");
     let bitmap = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Clear).expect("a bitmap");
-    assert_eq!(bitmap, [0, 2, 0, 0]);
+    // Its neighbours may be in one large page with it.
+    assert!(bitmap[1] & 2 != 0, "{bitmap:x?}");
     let bitmap = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Keep).expect("a bitmap");
     assert_eq!(bitmap, [0; 4]);
     let all = IovaRange::new(0, (1 << 62) - 1).expect("a range");
@@ -265,6 +268,14 @@ fn invalidations_reach_the_nested_page_table_up_to_the_first_that_is_refused() {
     mock::check_iotlb(&nested, 0, 0).expect("it was done");
     mock::check_iotlb(&nested, 3, 0x1234).expect("it was not");
     nested.invalidate::<[u32; 2]>(mock::INVALIDATE_DATA, &[]).expect("the type is known");
+    let mut many = vec![[0u32, 1]; 10_000];
+    nested.invalidate(mock::INVALIDATE_DATA, &many).expect("as many as it takes");
+    many.extend([[0, 3], [0, 9]]);
+    let stopped = nested.invalidate(mock::INVALIDATE_DATA, &many).expect_err("slot 9");
+    assert_eq!(stopped.done, 10_001);
+    mock::check_iotlb(&nested, 3, 0).expect("it was done");
+    let of_none = nested.invalidate(mock::INVALIDATE_DATA + 1, &[[0u32, 1]]).expect_err("an unknown type");
+    assert_eq!((of_none.done, of_none.error.errno()), (0, Errno::INVAL));
 }
 
 #[test]
@@ -326,8 +337,12 @@ fn a_viommu_knows_devices_by_the_guests_numbers() {
     assert_eq!(unknown.done, 0);
 
     let in_viommu = NestedParent::Viommu(viommu.clone());
-    let nested = Hwpt::nested(device.device(), in_viommu, mock::HWPT_DATA, &description(5), None);
-    device.attach(&PageTable::Hwpt(nested.expect("a nested one")), None).expect("it is attached");
+    let nested =
+        Hwpt::nested(device.device(), in_viommu, HwptFlags::PASID, mock::HWPT_DATA, &description(5), None);
+    let nested = nested.expect("a nested one");
+    device.attach(&PageTable::Hwpt(nested.clone()), None).expect("it is attached");
+    device.attach(&PageTable::Hwpt(nested), Some(7)).expect("it is for PASIDs too");
+    device.detach(Some(7)).expect("away");
     (0..2).for_each(|_| device.raise_event().expect("it is raised"));
     let arrived = events.read().expect("they arrive");
     assert_eq!(arrived, [Vevent::Event(0, 0x99u32.to_ne_bytes().to_vec()), Vevent::Lost(1)]);

@@ -84,7 +84,6 @@ pub struct Invalidated {
     /// How many were done; the one after these was refused.
     pub done: usize,
     /// Why.
-    #[source]
     pub error: Error,
 }
 
@@ -104,13 +103,14 @@ impl Hwpt {
     }
 
     /// The guest's stage-1 tables, which `data` of the vendor's `data_type` (`enum iommu_hwpt_data_type`) describes.
-    /// Page requests of devices attached to it go to `faults`.
+    /// Page requests of devices attached to it go to `faults`. [`HwptFlags::PASID`] is the only flag it can have.
     ///
     /// # Errors
     /// Of `IOMMU_HWPT_ALLOC`: EOPNOTSUPP for what the IOMMU cannot, EINVAL or EIO for data that it refuses.
     pub fn nested(
         device: DeviceId,
         parent: NestedParent,
+        flags: HwptFlags,
         data_type: u32,
         data: &[u8],
         faults: Option<Arc<FaultQueue>>,
@@ -121,7 +121,7 @@ impl Hwpt {
         };
         let fault_flag = iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID;
         let command = iommu_hwpt_alloc {
-            flags: if faults.is_some() { fault_flag } else { 0 },
+            flags: flags.bits() | if faults.is_some() { fault_flag } else { 0 },
             dev_id: device.0,
             pt_id,
             data_type,
@@ -253,8 +253,33 @@ fn end_at(bitmap: &mut Vec<u64>, bits: u64) {
     }
 }
 
+/// Entries of one call: the kernel takes a copy, for which it needs memory in one piece.
+const ENTRIES_MAX: usize = 4096;
+
 /// An invalidation on a nested HWPT or a vIOMMU.
 pub(super) fn invalidate<E: IntoBytes + Immutable>(
+    context: &Context,
+    id: u32,
+    data_type: u32,
+    entries: &[E],
+) -> std::result::Result<(), Invalidated> {
+    const { assert!(size_of::<E>() > 0, "an entry has bytes") };
+    let mut batches = entries.chunks(ENTRIES_MAX);
+    // None at all ask whether the kernel knows their type.
+    let mut batch = batches.next().unwrap_or_default();
+    let mut before = 0;
+    loop {
+        invalidate_batch(context, id, data_type, batch)
+            .map_err(|stopped| Invalidated { done: before + stopped.done, ..stopped })?;
+        before += batch.len();
+        match batches.next() {
+            Some(next) => batch = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+fn invalidate_batch<E: IntoBytes + Immutable>(
     context: &Context,
     id: u32,
     data_type: u32,
@@ -264,6 +289,15 @@ pub(super) fn invalidate<E: IntoBytes + Immutable>(
     let mut command = iommu_hwpt_invalidate { hwpt_id: id, data_type, entry_len, ..Default::default() };
     let mut bytes = entries.as_bytes().to_vec();
     let about = format_args!("id {id}, {} entries of type {data_type}", entries.len());
-    let result = context.call(&mut command, Buffer::of(&mut bytes), about);
-    result.map_err(|error| Invalidated { done: command.entry_num as usize, error })
+    let Err(error) = context.call(&mut command, Buffer::of(&mut bytes), about) else {
+        return Ok(());
+    };
+    // All of them were done, it says, when the kernel fails before it comes to the first.
+    let done = entries.get(..command.entry_num as usize).filter(|done| done.len() < entries.len());
+    let done = done.unwrap_or_default();
+    if !done.is_empty() {
+        // SMMUv3's driver counts entries that it has read and not sent to the hardware. To do them twice does no harm.
+        invalidate_batch(context, id, data_type, done)?;
+    }
+    Err(Invalidated { done: done.len(), error })
 }

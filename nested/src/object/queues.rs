@@ -63,8 +63,10 @@ pub enum PageResponseCode {
 
 /// Bytes of a page request as it is read.
 const PAGE_REQUEST_BYTES: usize = size_of::<iommu_hwpt_pgfault>();
-/// Requests that one read takes at most. A group is read whole, and has no more than this.
-const PAGE_REQUESTS_MAX: usize = 512;
+/// Requests that one read takes, if no group has more: one is read whole.
+const PAGE_REQUESTS: usize = 512;
+/// Requests of a group at most.
+const PAGE_REQUESTS_MAX: usize = 1 << 16;
 
 impl FaultQueue {
     /// A new one.
@@ -88,10 +90,16 @@ impl FaultQueue {
     /// # Errors
     /// Of `read`.
     pub fn read(&self) -> Result<Vec<PageRequest>> {
-        let mut bytes = vec![0; PAGE_REQUESTS_MAX * PAGE_REQUEST_BYTES];
-        let count = match rustix::io::read(&self.file, &mut bytes) {
-            Err(Errno::AGAIN) => 0,
-            result => result.map_err(|errno| self.error("read", errno))?,
+        let mut bytes = vec![0; PAGE_REQUESTS * PAGE_REQUEST_BYTES];
+        let count = loop {
+            match rustix::io::read(&self.file, &mut bytes) {
+                // The first group has more.
+                Err(Errno::INVAL) if bytes.len() < PAGE_REQUESTS_MAX * PAGE_REQUEST_BYTES => {
+                    bytes.resize(bytes.len() * 2, 0);
+                }
+                Err(Errno::AGAIN) => break 0,
+                result => break result.map_err(|errno| self.error("read", errno))?,
+            }
         };
         let read = bytes.get(..count).unwrap_or_default();
         Ok(read.chunks_exact(PAGE_REQUEST_BYTES).map(PageRequest::of_bytes).collect())

@@ -46,8 +46,8 @@ pub struct vfio_pci_dependent_device {
     pub devfn: u8,
 }
 
-/// The devices that a reset can reach together, at most.
-pub const HOT_RESET_DEVICES_MAX: usize = 256;
+/// The devices that a reset can reach together, at most, of those that we can be told: four full buses.
+pub const HOT_RESET_DEVICES_MAX: usize = 1024;
 
 /// `struct vfio_pci_hot_reset_info` of `linux/vfio.h`, with room for the devices.
 #[repr(C)]
