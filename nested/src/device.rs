@@ -97,12 +97,14 @@ impl Cdev {
     ///
     /// # Errors
     /// Of `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`: ENODEV when neither bus nor slot can be reset, EINVAL before it is
-    /// bound.
+    /// bound, ENOSPC when there are more than 1024.
     pub fn reset_peers(&self) -> Result<Vec<ResetPeer>> {
         let mut command = HotResetInfo::default();
         self.call(&mut command, format_args!("of a cdev"))?;
-        // The kernel's VFIO_PCI_DEVID_OWNED and VFIO_PCI_DEVID_NOT_OWNED.
-        let number = |devid| (devid as i32 > 0).then_some(DeviceId(devid));
+        // Else they are groups, of a device that was opened through VFIO's group files.
+        let are_numbers = command.flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID != 0;
+        // The kernel's VFIO_PCI_DEVID_OWNED and VFIO_PCI_DEVID_NOT_OWNED are 0 and -1.
+        let number = |devid| (are_numbers && devid as i32 > 0).then_some(DeviceId(devid));
         let peers = command.devices().iter().map(|peer| ResetPeer {
             device: number(peer.devid),
             segment: peer.segment,
@@ -202,8 +204,8 @@ pub struct HwInfo {
     pub capabilities: u64,
 }
 
-/// Bytes that the largest vendor's type may have.
-const HW_INFO_BYTES_MAX: usize = 256;
+/// More bytes than any vendor's type has today.
+const HW_INFO_BYTES: usize = 256;
 
 impl HwInfo {
     /// Of the IOMMU that `device` is behind.
@@ -211,16 +213,21 @@ impl HwInfo {
     /// # Errors
     /// Of `IOMMU_GET_HW_INFO`: ENOENT when the number is no device's.
     pub fn of(context: &Arc<Context>, device: DeviceId) -> Result<HwInfo> {
-        let mut data = vec![0; HW_INFO_BYTES_MAX];
-        let mut command = iommu_hw_info { dev_id: device.0, ..Default::default() };
-        context.call(&mut command, Buffer::of(&mut data), format_args!("device {device}"))?;
-        data.truncate(command.data_len as usize);
-        Ok(HwInfo {
-            data_type: command.data_type,
-            data,
-            pasid_bits: command.out_max_pasid_log2,
-            capabilities: command.out_capabilities,
-        })
+        let mut data = vec![0; HW_INFO_BYTES];
+        loop {
+            let mut command = iommu_hw_info { dev_id: device.0, ..Default::default() };
+            context.call(&mut command, Buffer::of(&mut data), format_args!("device {device}"))?;
+            let is_whole = command.data_len as usize <= data.len();
+            data.resize(command.data_len as usize, 0);
+            if is_whole {
+                return Ok(HwInfo {
+                    data_type: command.data_type,
+                    data,
+                    pasid_bits: command.out_max_pasid_log2,
+                    capabilities: command.out_capabilities,
+                });
+            }
+        }
     }
 
     /// Whether `number` is that of a device in the context: the numbers of all objects are of one kind.

@@ -17,7 +17,7 @@ use crate::device::{Attach, DeviceId};
 use crate::error::{Error, Result};
 use crate::object::{Context, Hwpt, Ioas, PageTable};
 use crate::uapi::ioctl::Buffer;
-use crate::uapi::types::{IOMMU_TEST_OP_MD_CHECK_MAP, iommu_test_cmd};
+use crate::uapi::types::{IOMMU_TEST_OP_DIRTY, IOMMU_TEST_OP_MD_CHECK_MAP, iommu_test_cmd};
 
 /// The type of a nested page table's description (`IOMMU_HWPT_DATA_SELFTEST`): two words, the value of its cache and 0.
 pub const HWPT_DATA: u32 = 0xdead;
@@ -144,6 +144,15 @@ impl Attach for MockDevice {
 pub fn check_map(ioas: &Ioas, hwpt: u32, iova: Iova, memory: &VolatileSlice<'_>) -> Result<()> {
     let words = [iova.0 as u32, (iova.0 >> 32) as u32];
     call(ioas.context(), IOMMU_TEST_OP_MD_CHECK_MAP, hwpt, &words, Buffer::of_shared(memory)).map(drop)
+}
+
+/// Marks as written what the page table has at `iova`, a page of so many bytes.
+///
+/// # Errors
+/// EINVAL for a page table without [`HwptFlags::DIRTY_TRACKING`](crate::object::HwptFlags::DIRTY_TRACKING).
+pub fn mark_written(hwpt: &Hwpt, iova: Iova, page_size: u32) -> Result<()> {
+    let words = [0, 0, iova.0 as u32, (iova.0 >> 32) as u32, 0, 0, page_size];
+    call(hwpt.context(), IOMMU_TEST_OP_DIRTY, hwpt.id(), &words, Buffer::of(&mut [1])).map(drop)
 }
 
 /// Whether a nested page table's cache holds this in a slot.

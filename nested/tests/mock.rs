@@ -52,7 +52,9 @@ fn description(iotlb: u32) -> [u8; 8] {
 
 fn nested(device: &MockDevice, parent: &Arc<Hwpt>, iotlb: u32, faults: Option<Arc<FaultQueue>>) -> Arc<Hwpt> {
     let parent = NestedParent::Hwpt(parent.clone());
-    Hwpt::nested(device.device(), parent, mock::HWPT_DATA, &description(iotlb), faults).expect("a nested one")
+    let data = description(iotlb);
+    Hwpt::nested(device.device(), parent, HwptFlags::empty(), mock::HWPT_DATA, &data, faults)
+        .expect("a nested one")
 }
 
 #[test]
@@ -101,15 +103,15 @@ fn a_copy_reaches_the_same_pages_without_the_boundaries_of_the_source() {
 }
 
 #[test]
-fn memory_of_this_process_can_be_mapped_and_stays_when_its_mapping_here_goes() {
+fn memory_of_this_process_can_be_mapped() {
     let ioas = Ioas::new(&context()).expect("an address space");
     let (_file, region) = memory(64 * 1024);
-    let whole = region.as_volatile_slice();
+    // Nothing less will do: the kernel keeps the address.
+    let whole = Box::leak(Box::new(region)).as_volatile_slice();
     ioas.map(&range(0, 64 * 1024), &whole, Access::all().into()).expect("it maps");
     assert_eq!(errno(ioas.map(&range(MIB, 2 * MIB), &whole, Access::all().into())), Errno::INVAL);
     let device = MockDevice::new(ioas.context(), &PageTable::Auto(ioas.clone())).expect("a device");
     mock::check_map(&ioas, device.hwpt(), Iova(START), &whole).expect("the same pages");
-    drop(region);
     assert_eq!(ioas.unmap(&range(0, 64 * 1024)).expect("it goes"), 64 * 1024);
 }
 
@@ -172,6 +174,40 @@ fn the_hardware_of_a_device_is_told_and_no_other_number_is_a_device() {
     assert!(!HwInfo::is_device(&context, ioas.id()).expect("it is not"));
 }
 
+/// The number that the kernel gives to the next object: the lowest that is free.
+fn next_number(context: &Arc<Context>) -> u32 {
+    Ioas::new(context).expect("an address space").id()
+}
+
+#[test]
+fn whatever_is_dropped_is_gone_from_the_kernel() {
+    let context = context();
+    let ioas = Ioas::new(&context).expect("one");
+    let device = MockDevice::new(&context, &PageTable::Auto(ioas.clone())).expect("a device");
+    let (file, _region) = memory(MIB);
+    ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
+    let free = next_number(&context);
+
+    let faults = FaultQueue::new(&context).expect("a queue");
+    assert_eq!(faults.id(), free);
+    drop(faults);
+    assert_eq!(next_number(&context), free, "a fault queue");
+
+    let parent = nested_parent(&device, &ioas);
+    let faults = FaultQueue::new(&context).expect("a queue");
+    drop(nested(&device, &parent, 1, Some(faults)));
+    drop(parent);
+    assert_eq!(next_number(&context), free, "a nested page table, its parent and its fault queue");
+
+    let parent = nested_parent(&device, &ioas);
+    let viommu = Viommu::new(device.device(), &parent, mock::VIOMMU, &mut [0; 24]).expect("a vIOMMU");
+    let events = Veventq::new(&viommu, mock::VEVENTQ, 4, 1).expect("a queue of one");
+    let vdevice = Vdevice::new(&viommu, device.device(), 0x99).expect("a number");
+    let queue = HwQueue::new(&viommu, mock::HW_QUEUE, 0, &range(0, 4096)).expect("a queue");
+    drop((parent, viommu, events, vdevice, queue));
+    assert_eq!(next_number(&context), free, "a vIOMMU and all that is in it");
+}
+
 #[test]
 fn writes_of_devices_are_recorded() {
     let context = context();
@@ -184,7 +220,34 @@ fn writes_of_devices_are_recorded() {
     let bitmap = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Keep).expect("a bitmap");
     assert_eq!(bitmap, [0; 4]);
     assert_eq!(errno(hwpt.dirty_bitmap(&range(0, MIB), 0, Clearing::Keep)), Errno::INVAL);
+    mock::mark_written(&hwpt, Iova(START + 65 * 4096), 4096).expect("it is marked");
+    let bitmap = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Clear).expect("a bitmap");
+    // Its neighbours may be in one large page with it.
+    assert!(bitmap[1] & 2 != 0, "{bitmap:x?}");
+    let bitmap = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Keep).expect("a bitmap");
+    assert_eq!(bitmap, [0; 4]);
+    let all = IovaRange::new(0, (1 << 62) - 1).expect("a range");
+    assert_eq!(errno(hwpt.dirty_bitmap(&all, 1, Clearing::Keep)), Errno::NOMEM);
     hwpt.set_dirty_tracking(DirtyTracking::Off).expect("it ends");
+}
+
+/// The kernel marks all of a large page, of which the range may have only the beginning.
+#[test]
+fn a_record_of_a_part_of_a_large_page_ends_where_its_range_does() {
+    fs::write("/proc/sys/vm/nr_hugepages", "2").expect("large pages");
+    let context = context();
+    let ioas = Ioas::new(&context).expect("one");
+    let device = MockDevice::new(&context, &PageTable::Auto(ioas.clone())).expect("a device");
+    let hwpt = Hwpt::paging(device.device(), &ioas, HwptFlags::DIRTY_TRACKING).expect("a page table");
+    let file = memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB).expect("a memfd");
+    ftruncate(&file, 2 * MIB).expect("its size");
+    ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
+    hwpt.set_dirty_tracking(DirtyTracking::On).expect("it begins");
+    mock::mark_written(&hwpt, Iova(START), 4096).expect("it is marked");
+    let whole = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Keep).expect("a bitmap");
+    assert_eq!(whole, [u64::MAX; 4], "it is one large page");
+    let part = hwpt.dirty_bitmap(&range(0, 3 * 4096), 4096, Clearing::Keep).expect("a bitmap");
+    assert_eq!(part, [7]);
 }
 
 #[test]
@@ -205,6 +268,14 @@ fn invalidations_reach_the_nested_page_table_up_to_the_first_that_is_refused() {
     mock::check_iotlb(&nested, 0, 0).expect("it was done");
     mock::check_iotlb(&nested, 3, 0x1234).expect("it was not");
     nested.invalidate::<[u32; 2]>(mock::INVALIDATE_DATA, &[]).expect("the type is known");
+    let mut many = vec![[0u32, 1]; 10_000];
+    nested.invalidate(mock::INVALIDATE_DATA, &many).expect("as many as it takes");
+    many.extend([[0, 3], [0, 9]]);
+    let stopped = nested.invalidate(mock::INVALIDATE_DATA, &many).expect_err("slot 9");
+    assert_eq!(stopped.done, 10_001);
+    mock::check_iotlb(&nested, 3, 0).expect("it was done");
+    let of_none = nested.invalidate(mock::INVALIDATE_DATA + 1, &[[0u32, 1]]).expect_err("an unknown type");
+    assert_eq!((of_none.done, of_none.error.errno()), (0, Errno::INVAL));
 }
 
 #[test]
@@ -266,8 +337,12 @@ fn a_viommu_knows_devices_by_the_guests_numbers() {
     assert_eq!(unknown.done, 0);
 
     let in_viommu = NestedParent::Viommu(viommu.clone());
-    let nested = Hwpt::nested(device.device(), in_viommu, mock::HWPT_DATA, &description(5), None);
-    device.attach(&PageTable::Hwpt(nested.expect("a nested one")), None).expect("it is attached");
+    let nested =
+        Hwpt::nested(device.device(), in_viommu, HwptFlags::PASID, mock::HWPT_DATA, &description(5), None);
+    let nested = nested.expect("a nested one");
+    device.attach(&PageTable::Hwpt(nested.clone()), None).expect("it is attached");
+    device.attach(&PageTable::Hwpt(nested), Some(7)).expect("it is for PASIDs too");
+    device.detach(Some(7)).expect("away");
     (0..2).for_each(|_| device.raise_event().expect("it is raised"));
     let arrived = events.read().expect("they arrive");
     assert_eq!(arrived, [Vevent::Event(0, 0x99u32.to_ne_bytes().to_vec()), Vevent::Lost(1)]);
@@ -310,7 +385,8 @@ fn another_process_can_be_charged_for_memory_of_files_only() {
     let (file, region) = memory(MIB);
     ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
     ioas.context().change_process().expect("of a file");
-    ioas.map(&range(MIB, MIB), &region.as_volatile_slice(), Access::all().into()).expect("it maps");
+    let whole = Box::leak(Box::new(region)).as_volatile_slice();
+    ioas.map(&range(MIB, MIB), &whole, Access::all().into()).expect("it maps");
     assert_eq!(errno(ioas.context().change_process()), Errno::INVAL);
 }
 
