@@ -17,5 +17,5 @@ pub mod mock;
 pub mod object;
 pub mod uapi;
 
-pub use device::{Attach, Attached, Cdev, DeviceId, HwInfo, ResetPeer};
+pub use device::{Attach, Attached, Cdev, ConfigSpace, DeviceId, HwInfo, ResetPeer};
 pub use error::{Error, Result};
