@@ -106,10 +106,10 @@ impl Bed {
 
     fn apply(&mut self, change: &Change) -> Reply {
         let applied = self.shadow.apply(change, &self.device);
-        self.device.finish(applied.map_err(|error| HostError {
-            operation: error.call(),
-            errno: error.errno().raw_os_error(),
-        }))
+        self.device.finish(
+            applied
+                .map_err(|error| HostError { operation: error.call(), errno: error.errno().raw_os_error() }),
+        )
     }
 
     fn set_bypass(&mut self, enabled: bool) -> bool {
@@ -125,7 +125,8 @@ impl Bed {
                 let iova = START + page * PAGE;
                 let expected = self.device.lookup(endpoint, Iova(iova), Access::empty());
                 let expected = expected.ok().map(|extent| extent.gpa.0 + (iova - extent.range.start()));
-                let found = (0..PAGES).map(|page| START + page * PAGE).find(|gpa| self.leads(hwpt, iova, *gpa));
+                let found =
+                    (0..PAGES).map(|page| START + page * PAGE).find(|gpa| self.leads(hwpt, iova, *gpa));
                 assert_eq!(found, expected, "{endpoint} at {iova:#x} after {what}");
             }
         }
@@ -165,13 +166,14 @@ fn detach(domain: u32, endpoint: EndpointId) -> Vec<u8> {
 }
 
 fn map(domain: u32, page: u64, pages: u64, to: u64, flags: u32) -> Vec<u8> {
-    let [start, last, target] =
-        [START + page * PAGE, START + (page + pages) * PAGE - 1, START + to * PAGE].map(|a| [a as u32, (a >> 32) as u32]);
+    let [start, last, target] = [START + page * PAGE, START + (page + pages) * PAGE - 1, START + to * PAGE]
+        .map(|a| [a as u32, (a >> 32) as u32]);
     words(&[&[3, domain][..], &start, &last, &target, &[flags]].concat())
 }
 
 fn unmap(domain: u32, page: u64, pages: u64) -> Vec<u8> {
-    let [start, last] = [START + page * PAGE, START + (page + pages) * PAGE - 1].map(|a| [a as u32, (a >> 32) as u32]);
+    let [start, last] =
+        [START + page * PAGE, START + (page + pages) * PAGE - 1].map(|a| [a as u32, (a >> 32) as u32]);
     words(&[&[4, domain][..], &start, &last, &[0]].concat())
 }
 
@@ -313,7 +315,9 @@ fn a_device_that_comes_late_gets_what_its_domain_maps() {
     assert_eq!(bed.request(&attach(1, ENDPOINTS[0], 0)), OK);
     assert_eq!(bed.request(&map(1, 2, 3, 4, 3)), OK);
     bed.shadow.add(ENDPOINTS[0], device);
-    bed.shadow.move_to(ENDPOINTS[0], viommu_nested::shadow::Goal::Domain(DomainId(1)), &bed.device).expect("it moves");
+    bed.shadow
+        .move_to(ENDPOINTS[0], viommu_nested::shadow::Goal::Domain(DomainId(1)), &bed.device)
+        .expect("it moves");
     assert_eq!(bed.request(&attach(1, ENDPOINTS[1], 0)), OK);
     bed.check("it has come");
 }

@@ -240,9 +240,8 @@ impl<D: Attach> Shadow<D> {
     /// A domain without a device needs no address space.
     fn forget_unused(&mut self) {
         let endpoints = &self.endpoints;
-        self.spaces.retain(|domain, _| {
-            endpoints.values().any(|endpoint| endpoint.reach == Reach::Domain(*domain))
-        });
+        self.spaces
+            .retain(|domain, _| endpoints.values().any(|endpoint| endpoint.reach == Reach::Domain(*domain)));
     }
 }
 

@@ -90,7 +90,10 @@ impl Iommu {
                 true => Goal::Memory,
                 false => Goal::Domain(domain),
             };
-            device.endpoints().filter_map(|endpoint| Some((endpoint, goal(device.domain_of(endpoint)?)))).collect()
+            device
+                .endpoints()
+                .filter_map(|endpoint| Some((endpoint, goal(device.domain_of(endpoint)?))))
+                .collect()
         };
         for (endpoint, goal) in attached {
             let reach = self.vfio.as_ref().and_then(|vfio| vfio.shadow().reach(endpoint));

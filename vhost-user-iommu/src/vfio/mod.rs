@@ -71,8 +71,8 @@ impl Vfio {
     /// There is none, or the granule is too small.
     pub fn narrow(&self, aperture: IovaRange, page_size_mask: u64) -> Result<IovaRange, UsageError> {
         let granule = Granule::of_mask(page_size_mask);
-        let narrowed =
-            granule.map_or(Ok(aperture), |granule| iovas::narrowed(aperture, granule, self.facts.values()))?;
+        let narrowed = granule
+            .map_or(Ok(aperture), |granule| iovas::narrowed(aperture, granule, self.facts.values()))?;
         if narrowed != aperture && aperture != IovaRange::ALL {
             info!("aperture {narrowed} instead of {aperture}: the devices' IOMMUs translate no more");
         }
