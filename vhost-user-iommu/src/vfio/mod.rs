@@ -61,7 +61,9 @@ impl Vfio {
         let msi_region = config.msi_region_is_given.then_some(config.msi_region);
         let doorbell = msi_region.unwrap_or_else(|| facts.values().find_map(iovas::msi_region));
         let mut shadow = Shadow::new(&context, doorbell).map_err(|error| not_suited(&error))?;
-        devices.into_iter().for_each(|(endpoint, device)| shadow.add(endpoint, device));
+        for (endpoint, device) in devices {
+            shadow.add(endpoint, device, facts.get(&endpoint).and_then(|facts| facts.group));
+        }
         Ok(Some(Vfio { shadow: Mutex::new(shadow), facts, msi_region }))
     }
 
@@ -102,9 +104,13 @@ impl Vfio {
         }
     }
 
-    /// Whether the device of an endpoint does no DMA.
+    /// Whether the device of an endpoint does no DMA, and neither do those that move with it.
     pub fn is_quiet(&self, endpoint: EndpointId) -> bool {
-        self.shadow().device(endpoint).is_some_and(Device::is_quiet)
+        let shadow = self.shadow();
+        shadow
+            .group_of(endpoint)
+            .into_iter()
+            .all(|member| shadow.device(member).is_some_and(Device::is_quiet))
     }
 
     /// The address spaces.
