@@ -5,21 +5,22 @@
 //! `EDU` and `EDU_BEHIND_PORT` name QEMU's `edu` on the root complex and behind a root port, `TESTDEV` its
 //! `iommu-testdev`, by their names in `/dev/vfio/devices`. One test at a time: each takes a device for itself.
 
+mod dma;
+mod stage1;
+mod testdev;
+
 use std::env;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, OFlags, SeekFrom, ftruncate, memfd_create, seek};
-use rustix::io::{Errno, pread, pwrite};
-use viommu_core::{Access, Iova, IovaRange};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::{Errno, pwrite};
+use viommu_core::{Access, IovaRange};
 use viommu_nested::object::*;
-use viommu_nested::{Attach, Attached, Cdev, DeviceId, HwInfo, Result};
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use viommu_nested::{Attach, Attached, Cdev, HwInfo, Result};
+use vm_memory::{FileOffset, MmapRegion};
 
 /// Where the SMMUv3's driver has devices write their interrupts.
 const MSI_WINDOW: u64 = 0x800_0000;
@@ -39,13 +40,14 @@ fn page() -> IovaRange {
     IovaRange::from_length(IOVA, PAGE).expect("it fits")
 }
 
-/// An address space with a page of memory at [`IOVA`].
-fn space_with_page(context: &Arc<Context>) -> (Arc<Ioas>, MmapRegion) {
+/// An address space with memory.
+fn space_with(context: &Arc<Context>, range: &IovaRange) -> (Arc<Ioas>, MmapRegion) {
     let ioas = Ioas::new(context).expect("an address space");
     let file = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
-    ftruncate(&file, PAGE).expect("its size");
-    ioas.map_file(&page(), file.as_fd(), 0, Access::all().into()).expect("it maps");
-    let region = MmapRegion::from_file(FileOffset::new(File::from(file), 0), PAGE as usize);
+    let bytes = range.span() + 1;
+    ftruncate(&file, bytes).expect("its size");
+    ioas.map_file(range, file.as_fd(), 0, Access::all().into()).expect("it maps");
+    let region = MmapRegion::from_file(FileOffset::new(File::from(file), 0), bytes as usize);
     (ioas, region.expect("it maps"))
 }
 
@@ -184,123 +186,4 @@ fn a_page_table_of_the_kernels_choice_goes_with_the_attachment_and_its_address_s
     device.detach(None).expect("it is detached");
     assert_eq!(next_number(&context), free);
     left.iova_ranges().expect("it stays");
-}
-
-/// What `iommu-testdev` writes.
-const PATTERN: u32 = 0x1234_5678;
-/// What it says when a write fails.
-const WRITE_FAILED: u32 = 0xdead_0002;
-
-/// QEMU's `iommu-testdev`, whose registers are in its first region, at the beginning of its file.
-struct Testdev {
-    device: Cdev,
-    file: File,
-}
-
-impl Testdev {
-    fn open() -> Testdev {
-        let file = File::options().read(true).write(true).open(path("TESTDEV")).expect("it opens");
-        Testdev { device: Cdev::adopt(file.try_clone().expect("a duplicate").into()), file }
-    }
-
-    fn write(&self, register: u64, value: u32) {
-        assert_eq!(pwrite(&self.file, &value.to_le_bytes(), register), Ok(4));
-    }
-
-    fn read(&self, register: u64) -> u32 {
-        let mut value = [0; 4];
-        assert_eq!(pread(&self.file, &mut value, register), Ok(4));
-        u32::from_le_bytes(value)
-    }
-
-    /// Has it write four bytes; says whether it could.
-    fn writes(&self, iova: u64) -> bool {
-        let address = [(4, iova as u32), (8, (iova >> 32) as u32)];
-        let length_and_doorbell = [(0xc, 4), (0x14, 1)];
-        address
-            .into_iter()
-            .chain(length_and_doorbell)
-            .for_each(|(register, value)| self.write(register, value));
-        self.read(0);
-        // It then compares what it wrote with physical memory, at an address that it was not told.
-        self.read(0x10) != WRITE_FAILED
-    }
-}
-
-/// What the kernel says from now on.
-fn kernel_messages() -> File {
-    let options = OFlags::NONBLOCK.bits() as i32;
-    let file = File::options().read(true).custom_flags(options).open("/dev/kmsg").expect("it opens");
-    seek(&file, SeekFrom::End(0)).expect("its end");
-    file
-}
-
-/// Waits for a message that has this in it.
-fn wait_for(messages: &mut File, text: &str) -> String {
-    let mut record = [0; 8192];
-    loop {
-        let within = Timespec { tv_sec: 10, tv_nsec: 0 };
-        let ready = poll(&mut [PollFd::new(messages, PollFlags::IN)], Some(&within)).expect("it waits");
-        assert_ne!(ready, 0, "the kernel says nothing of {text}");
-        let length = messages.read(&mut record).expect("a message");
-        let message = String::from_utf8_lossy(&record[..length]);
-        if message.contains(text) {
-            return message.into_owned();
-        }
-    }
-}
-
-fn first_word(memory: &MmapRegion) -> u32 {
-    memory.as_volatile_slice().read_obj(0).expect("it is there")
-}
-
-#[test]
-fn dma_goes_where_the_address_space_leads_and_nowhere_else() {
-    let context = context();
-    let testdev = Testdev::open();
-    testdev.device.bind(&context).expect("it binds");
-    assert!(!testdev.writes(IOVA), "it is attached to nothing");
-    let (one, memory_of_one) = space_with_page(&context);
-    let (other, memory_of_other) = space_with_page(&context);
-
-    testdev.device.attach(&PageTable::Auto(one.clone()), None).expect("it is attached");
-    assert!(testdev.writes(IOVA));
-    assert_eq!((first_word(&memory_of_one), first_word(&memory_of_other)), (PATTERN, 0));
-
-    let mut messages = kernel_messages();
-    assert!(!testdev.writes(IOVA + PAGE), "nothing is mapped there");
-    let message = wait_for(&mut messages, "F_TRANSLATION");
-    println!("{message}");
-
-    testdev.device.attach(&PageTable::Auto(other.clone()), None).expect("in place of the first");
-    assert!(testdev.writes(IOVA));
-    assert_eq!(first_word(&memory_of_other), PATTERN);
-
-    let copy = IovaRange::from_length(IOVA + PAGE, PAGE).expect("it fits");
-    other.copy_from(&copy, &one, Iova(IOVA), Access::READ.into()).expect("it copies");
-    assert!(!testdev.writes(IOVA + PAGE), "it may only be read");
-    assert_eq!(other.unmap(&page()), Ok(PAGE));
-    assert!(!testdev.writes(IOVA), "nothing is mapped there any more");
-
-    testdev.device.detach(None).expect("it is detached");
-    assert!(!testdev.writes(IOVA), "it is attached to nothing");
-}
-
-#[test]
-fn a_device_that_another_process_bound_is_the_same_device() {
-    let theirs = context();
-    let file: OwnedFd = theirs.as_fd().try_clone_to_owned().expect("a duplicate");
-    let ours = Context::adopt(file).expect("an iommufd");
-    let testdev = Testdev::open();
-    let number = testdev.device.bind(&theirs).expect("it binds");
-    assert!(HwInfo::is_device(&ours, number.0).expect("it is told"));
-    let absent = DeviceId(number.0 + 1);
-    assert_eq!(HwInfo::of(&ours, absent).expect_err("it is none").errno(), Errno::NOENT);
-    let (ioas, memory) = space_with_page(&ours);
-    let duplicate = testdev.file.try_clone().expect("a duplicate");
-    let mut device = Attached::new(Cdev::adopt(duplicate.into()));
-    device.attach(PageTable::Auto(ioas), None).expect("it is attached");
-    assert!(testdev.writes(IOVA));
-    assert_eq!(first_word(&memory), PATTERN);
-    device.detach(None).expect("it is detached");
 }
