@@ -85,6 +85,31 @@ fn the_address_spaces_of_a_guest_follow_its_mappings_whatever_fails() -> Result<
     run_with_mock("shadow")
 }
 
+/// The same with devices that do DMA through an SMMUv3.
+#[test]
+fn vfio_does_for_devices_what_it_is_asked() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let tests = l1::build_test("viommu-nested", "cdev", "cdev-tests")?;
+    let job = "export TESTDEV=$(give_to_vfio $(pci_functions 1b36:0005))
+        for edu in $(pci_functions 1234:11e8); do
+          case $edu in
+            0000:00:*) export EDU=$(give_to_vfio $edu) ;;
+            *) export EDU_BEHIND_PORT=$(give_to_vfio $edu) ;;
+          esac
+        done
+        tests --test-threads=1";
+    let machine = Machine::new(&testbed)
+        .device(EDU)
+        .device("iommu-testdev")
+        .device("pcie-root-port,id=port1,chassis=1")
+        .device(&format!("{EDU},bus=port1"));
+    let report = run(machine.program("tests", &tests).job(job))?;
+    println!("{}", report.lines.join("\n"));
+    Ok(())
+}
+
 #[test]
 fn a_job_that_fails_reports_its_status_and_what_the_kernel_said() -> Result<()> {
     let Some(testbed) = Testbed::find_for_test()? else {
