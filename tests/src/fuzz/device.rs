@@ -82,11 +82,13 @@ fn config() -> Config {
     Config {
         listen: Listen::Path("unused".into()),
         endpoints: vec![endpoint(ENDPOINT, "00:02.0"), endpoint(OTHER, "00:03.0")],
+        iommufd: None,
         page_size_mask: 0x1000,
         aperture: IovaRange::ALL,
         boot_bypass: true,
         msi_region: IovaRange::new(0xfee0_0000, 0xfeef_ffff),
         limits: Limits { domains_max: 8, mappings_max: 64, mapping_bytes_max: 1 << 20, faults_max: 8 },
+        exit_with: None,
         unmap_timeout: PATIENCE,
         log_level: LevelFilter::Debug,
     }
