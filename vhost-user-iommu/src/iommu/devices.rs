@@ -106,8 +106,9 @@ impl Iommu {
         }
     }
 
-    /// The VMM is gone: its devices reach nothing, and are let go of. Nobody else can be given the same descriptors.
-    pub(super) fn release_devices(&self) {
+    /// The VMM or this process is at its end: the devices reach nothing, and are let go of. Nobody else can be given the
+    /// same descriptors.
+    pub fn release_devices(&self) {
         let Some(vfio) = &self.vfio else { return };
         let mut shadow = vfio.shadow();
         for endpoint in with_reach(&shadow, |_| true) {

@@ -23,7 +23,7 @@ use viommu_nested::{Cdev, Error};
 
 use crate::config::{Config, EndpointConfig, EndpointKind, VfioDevice};
 use crate::fd::inherited;
-use crate::sync::lock;
+use crate::sync::{Wake, lock};
 use crate::usage_error::UsageError;
 
 use facts::Facts;
@@ -37,6 +37,7 @@ pub struct Vfio {
     facts: BTreeMap<EndpointId, Facts>,
     /// The user's own MSI region, or that there is none; otherwise the host's counts.
     msi_region: Option<Option<IovaRange>>,
+    released: Arc<Wake>,
 }
 
 impl Vfio {
@@ -64,7 +65,18 @@ impl Vfio {
         for (endpoint, device) in devices {
             shadow.add(endpoint, device, facts.get(&endpoint).and_then(|facts| facts.group));
         }
-        Ok(Some(Vfio { shadow: Mutex::new(shadow), facts, msi_region }))
+        let released = Wake::new().map_err(|error| {
+            UsageError::new(
+                format!("the system refuses a file descriptor: {error}"),
+                "raise its limits (ulimit)",
+            )
+        })?;
+        Ok(Some(Vfio { shadow: Mutex::new(shadow), facts, msi_region, released: Arc::new(released) }))
+    }
+
+    /// What becomes readable when the devices have been let go of: the descriptors serve one VMM.
+    pub fn released(&self) -> Arc<Wake> {
+        self.released.clone()
     }
 
     /// The part of `aperture` in which all of the devices can be mapped to, in whole granules.
