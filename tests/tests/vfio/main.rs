@@ -3,4 +3,6 @@
 //! Devices that are passed through to guests, in the arm64 host whose SMMUv3 translates their DMA for real.
 
 mod baselines;
+mod disks;
+mod lifecycle;
 mod stage;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use viommu_tests::guest::Disk;
 use viommu_tests::l1::Machine;
-use viommu_tests::l2::{Host, Testbed};
+use viommu_tests::l2::{Host, Iommu, Testbed};
 
 /// Far more than any of it takes on a busy machine.
 pub const WITHIN: Duration = Duration::from_secs(180);
@@ -37,11 +37,11 @@ pub struct Stage {
 
 impl Stage {
     pub fn new() -> Result<Option<Stage>> {
-        Self::with(|machine| machine)
+        Self::with(|_, machine| Ok(machine))
     }
 
     /// With more in the host.
-    pub fn with(more: impl FnOnce(Machine) -> Machine) -> Result<Option<Stage>> {
+    pub fn with(more: impl FnOnce(&Testbed, Machine) -> Result<Machine>) -> Result<Option<Stage>> {
         let Some(testbed) = Testbed::find_for_test()? else { return Ok(None) };
         let folder = tempfile::tempdir()?;
         let images = [folder.path().join("first"), folder.path().join("second")];
@@ -56,7 +56,7 @@ impl Stage {
             .device("pcie-root-port,id=port1,chassis=1,addr=4")
             .device("nvme,bus=port1,drive=first,serial=first")
             .device("nvme,addr=5,drive=second,serial=second");
-        let mut host = Host::start(&testbed, more(machine))?;
+        let mut host = Host::start(&testbed, more(&testbed, machine)?)?;
         for disk in [FIRST, SECOND] {
             host.execute(&format!("give_to_vfio {disk}"))?;
         }
@@ -79,6 +79,25 @@ impl Stage {
         ensure!(read == original, "the guest copied {original} and read {read} back from {device}");
         ensure!(read == written, "the guest read {read} back from {device}, the image has {written}");
         Ok(())
+    }
+
+    /// The IOMMU that is tested.
+    pub fn iommu(&self) -> Iommu {
+        Iommu::Qemu
+    }
+
+    /// The number and the type of the group of this function of the guest's.
+    pub fn group_of(&mut self, function: &str) -> Result<(String, String)> {
+        let group = self.host.guest_value(&format!("iommu_groups 0000:{function} "), WITHIN)?;
+        let (number, kind) = group.split_once(' ').context("no group")?;
+        Ok((number.into(), kind.into()))
+    }
+
+    /// The memory of the guest's QEMU that is pinned.
+    pub fn pinned_kib(&mut self) -> Result<u64> {
+        let lines = self.host.execute("grep VmPin: /proc/$(pidof qemu-system-aarch64)/status")?;
+        let words = lines.first().context("no QEMU")?;
+        Ok(words.split_whitespace().nth(1).context("no number")?.parse()?)
     }
 
     /// What the host's kernel said of DMA that its IOMMU refused since this was asked last.
