@@ -13,7 +13,7 @@ use super::context::Context;
 use super::ioas::Ioas;
 use super::queues::FaultQueue;
 use super::viommu::Viommu;
-use super::{Object, too_long};
+use super::{Object, same_context, too_long};
 use crate::device::DeviceId;
 use crate::error::{Error, Result};
 use crate::uapi::ioctl::{Buffer, bitmap_bytes};
@@ -106,7 +106,8 @@ impl Hwpt {
     /// Page requests of devices attached to it go to `faults`. [`HwptFlags::PASID`] is the only flag it can have.
     ///
     /// # Errors
-    /// Of `IOMMU_HWPT_ALLOC`: EOPNOTSUPP for what the IOMMU cannot, EINVAL or EIO for data that it refuses.
+    /// Of `IOMMU_HWPT_ALLOC`: EOPNOTSUPP for what the IOMMU cannot, EINVAL or EIO for data that it refuses; EXDEV when the
+    /// queue is not of the parent's very [`Context`].
     pub fn nested(
         device: DeviceId,
         parent: NestedParent,
@@ -119,6 +120,10 @@ impl Hwpt {
             NestedParent::Hwpt(hwpt) => (hwpt.context().clone(), hwpt.id()),
             NestedParent::Viommu(viommu) => (viommu.context().clone(), viommu.id()),
         };
+        if let Some(faults) = &faults {
+            let about = format_args!("on id {pt_id}, fault queue {}", faults.id());
+            same_context::<iommu_hwpt_alloc>(&context, faults.context(), about)?;
+        }
         let fault_flag = iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID;
         let command = iommu_hwpt_alloc {
             flags: flags.bits() | if faults.is_some() { fault_flag } else { 0 },
@@ -183,7 +188,7 @@ impl Hwpt {
     pub fn dirty_bitmap(&self, range: &IovaRange, page_size: u64, clearing: Clearing) -> Result<Vec<u64>> {
         const CALL: &str = "IOMMU_HWPT_GET_DIRTY_BITMAP";
         let about = format_args!("HWPT {}, IOVA {range}, pages of {page_size:#x} bytes", self.id());
-        let length = range.span().checked_add(1).ok_or_else(|| too_long(CALL))?;
+        let length = range.span().checked_add(1).ok_or_else(|| too_long(CALL, range))?;
         let bytes =
             bitmap_bytes(length, page_size).ok_or_else(|| Error::of_call(CALL, Errno::INVAL, about))?;
         let mut bitmap = zeroed(bytes / 8).ok_or_else(|| Error::of_call(CALL, Errno::NOMEM, about))?;

@@ -118,7 +118,7 @@ impl HwQueue {
     /// # Errors
     /// Of `IOMMU_HW_QUEUE_ALLOC`: EOPNOTSUPP for an IOMMU without such queues.
     pub fn new(viommu: &Arc<Viommu>, queue_type: u32, index: u32, range: &IovaRange) -> Result<HwQueue> {
-        let length = range.span().checked_add(1).ok_or_else(|| too_long("IOMMU_HW_QUEUE_ALLOC"))?;
+        let length = range.span().checked_add(1).ok_or_else(|| too_long("IOMMU_HW_QUEUE_ALLOC", range))?;
         let mut command = iommu_hw_queue_alloc {
             viommu_id: viommu.id(),
             type_: queue_type,
