@@ -53,9 +53,7 @@ impl Cdev {
     pub fn is_bus_master(&self) -> Result<bool> {
         match self.config_space()?.read_u16(COMMAND)? {
             // What is read where no device is. No device has all of these bits.
-            u16::MAX => {
-                Err(Error::of_call("pread", Errno::NODEV, format_args!("the command register is gone")))
-            }
+            u16::MAX => Err(self.config_error(Errno::NODEV, COMMAND)),
             command => Ok(command & COMMAND_BUS_MASTER != 0),
         }
     }
@@ -84,13 +82,12 @@ impl ConfigSpace<'_> {
     /// # Errors
     /// Of `pread`: EIO when the device cannot be woken; EINVAL when there is no such register.
     pub fn read_u16(&self, offset: u16) -> Result<u16> {
-        let error =
-            |errno| Error::of_call("pread", errno, format_args!("configuration space, byte {offset:#x}"));
+        let error = |errno| self.device.config_error(errno, offset);
         let mut register = [0; 2];
         if u64::from(offset) + register.len() as u64 > self.region.bytes {
             return Err(error(Errno::INVAL));
         }
-        let at = self.region.offset.checked_add(offset.into()).ok_or(error(Errno::OVERFLOW))?;
+        let at = self.region.offset.checked_add(offset.into()).ok_or_else(|| error(Errno::OVERFLOW))?;
         match retry_on_intr(|| pread(&self.device.file, &mut register, at)) {
             Ok(2) => Ok(u16::from_le_bytes(register)),
             Ok(_) => Err(error(Errno::IO)),

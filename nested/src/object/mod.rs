@@ -15,6 +15,7 @@
 
 mod context;
 mod hwpt;
+mod invalidate;
 mod ioas;
 mod queues;
 mod viommu;
@@ -30,7 +31,8 @@ use crate::error::{Error, Result};
 use crate::uapi::ioctl::{Buffer, Command};
 
 pub use context::{Context, HugePages, NotIommufd, RlimitMode};
-pub use hwpt::{Clearing, DirtyTracking, Hwpt, HwptFlags, HwptKind, Invalidated, NestedParent, PageTable};
+pub use hwpt::{Clearing, DirtyTracking, Hwpt, HwptFlags, HwptKind, NestedParent, PageTable};
+pub use invalidate::Invalidated;
 pub use ioas::{Ioas, IovaRanges, MapFlags};
 pub use queues::{FaultQueue, PageRequest, PageResponse, PageResponseCode, Vevent, Veventq};
 pub use viommu::{HwQueue, Vdevice, Viommu};

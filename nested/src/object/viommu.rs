@@ -10,7 +10,8 @@ use viommu_core::IovaRange;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::context::Context;
-use super::hwpt::{self, Hwpt, Invalidated};
+use super::hwpt::Hwpt;
+use super::invalidate::{Invalidated, invalidate};
 use super::{Object, too_long};
 use crate::device::DeviceId;
 use crate::error::Result;
@@ -87,7 +88,7 @@ impl Viommu {
         data_type: u32,
         entries: &[E],
     ) -> std::result::Result<(), Invalidated> {
-        hwpt::invalidate(self.context(), self.id(), data_type, entries)
+        invalidate(self.context(), self.id(), data_type, entries)
     }
 }
 
