@@ -24,6 +24,7 @@ use crate::session;
 use crate::sync::Wake;
 use crate::throttle::Throttle;
 use crate::usage_error::UsageError;
+use crate::vfio::Vfio;
 
 /// A relay before it has a device to ask.
 struct Prepared {
@@ -48,15 +49,20 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
         Listen::Fd(number) => inherited_listener(*number)?,
         Listen::Path(path) => keep(listen("socket-path", path)?, &mut files),
     };
-    let mut ending = Ending::new(pipe).map_err(short_of)?;
+    let vfio = Vfio::prepare(config)?;
+    let config = &narrowed(config, vfio.as_ref())?;
+    let released = vfio.as_ref().map(Vfio::released);
+    let mut ending = Ending::new(pipe, released).map_err(short_of)?;
     let (relays, invalidators) = prepare_relays(config, &mut files)?;
     let event_waits = Arc::new(Wake::new().map_err(short_of)?);
-    let iommu = Iommu::new(config, invalidators, event_waits.clone());
+    let iommu = Iommu::new(config, invalidators, vfio, event_waits.clone());
     let iommu =
         Arc::new(iommu.map_err(|error| UsageError::new(error.to_string(), "change the option it names"))?);
     for prepared in relays {
         start_relay(prepared, config, &iommu)?;
     }
+    let tended_iommu = iommu.clone();
+    start("devices", move || tended_iommu.tend_devices())?;
     let session_iommu = iommu.clone();
     start("session", move || session::serve(listener, &session_iommu, &event_waits))?;
     info!("ready: {} endpoints, aperture {}", config.endpoints.len(), config.aperture);
@@ -66,8 +72,16 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
     let end = ending.wait().map_err(short_of)?;
     // Whoever wanted to know of the start may be gone.
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    iommu.release_devices();
     info!("{end}; {}", iommu.account());
     Ok(())
+}
+
+/// With an aperture that the devices of the host can have.
+fn narrowed(config: &Config, vfio: Option<&Vfio>) -> Result<Config, UsageError> {
+    let narrow = |vfio: &Vfio| vfio.narrow(config.aperture, config.page_size_mask);
+    let aperture = vfio.map_or(Ok(config.aperture), narrow)?;
+    Ok(Config { aperture, ..config.clone() })
 }
 
 fn prepare_relays(

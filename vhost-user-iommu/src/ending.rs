@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What ends the daemon: a signal, or the end of whoever it is to end with.
+//! What ends the daemon: a signal, the end of whoever it is to end with, or that of the VMM whose devices it shares.
 //!
 //! Only waits; what is left to do then is the daemon's.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::{fmt, io};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::signals::EndSignals;
+use crate::sync::Wake;
 
 /// What is waited for.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct Ending {
     signals: EndSignals,
     /// An end of a pipe.
     pipe: Option<OwnedFd>,
+    /// Readable when the devices that a VMM shared with this process are gone with the VMM.
+    released: Option<Arc<Wake>>,
 }
 
 /// What has happened.
@@ -27,6 +31,8 @@ pub enum End {
     Signal,
     /// Nobody holds the other end of the pipe any more.
     OtherEndClosed,
+    /// No other VMM can be given the devices that this process had.
+    DevicesReleased,
 }
 
 impl Ending {
@@ -34,8 +40,8 @@ impl Ending {
     ///
     /// # Errors
     /// The process has no file descriptor left.
-    pub fn new(pipe: Option<OwnedFd>) -> io::Result<Ending> {
-        Ok(Ending { signals: EndSignals::catch()?, pipe })
+    pub fn new(pipe: Option<OwnedFd>, released: Option<Arc<Wake>>) -> io::Result<Ending> {
+        Ok(Ending { signals: EndSignals::catch()?, pipe, released })
     }
 
     /// Waits.
@@ -47,7 +53,8 @@ impl Ending {
             let signals = PollFd::new(&self.signals, PollFlags::IN);
             // That the other end is closed shows without being asked for; what is sent is nothing to wake up for.
             let pipe = self.pipe.iter().map(|pipe| PollFd::new(pipe, PollFlags::empty()));
-            let mut fds: Vec<PollFd<'_>> = pipe.chain([signals]).collect();
+            let released = self.released.iter().map(|released| PollFd::new(released, PollFlags::IN));
+            let mut fds: Vec<PollFd<'_>> = pipe.chain([signals]).chain(released).collect();
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -56,8 +63,13 @@ impl Ending {
             if fds.iter().any(|fd| fd.revents().intersects(closed)) {
                 return Ok(End::OtherEndClosed);
             }
+            let is_released = self.released.is_some()
+                && fds.last().is_some_and(|released| released.revents().contains(PollFlags::IN));
             if self.signals.arrived().is_some() {
                 return Ok(End::Signal);
+            }
+            if is_released {
+                return Ok(End::DevicesReleased);
             }
         }
     }
@@ -68,6 +80,7 @@ impl fmt::Display for End {
         f.write_str(match self {
             End::Signal => "told to end",
             End::OtherEndClosed => "ends with the VMM",
+            End::DevicesReleased => "ends with the VMM, whose devices no other can be given",
         })
     }
 }
@@ -82,7 +95,7 @@ mod tests {
     #[test]
     fn the_last_holder_of_the_other_end_ends_it_and_nothing_that_is_written() {
         let (read, write) = pipe().expect("a pipe");
-        let mut ending = Ending::new(Some(read)).expect("file descriptors");
+        let mut ending = Ending::new(Some(read), None).expect("file descriptors");
         let second = write.try_clone().expect("a file descriptor");
         rustix::io::write(&write, b"not the end").expect("written");
         drop(write);

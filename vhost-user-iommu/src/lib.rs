@@ -24,6 +24,7 @@ mod size;
 pub mod sync;
 pub mod throttle;
 mod usage_error;
+mod vfio;
 mod viot;
 
 use std::io::{self, Write};

@@ -43,6 +43,8 @@ pub struct Config {
     pub boot_bypass: bool,
     /// The IOVAs that reach the interrupt controller untranslated.
     pub msi_region: Option<IovaRange>,
+    /// Whether the user has named it: otherwise the host knows better for its devices.
+    pub msi_region_is_given: bool,
     /// How much state a guest can make this process hold.
     pub limits: Limits,
     /// The file descriptor of a pipe whose other end, when closed, ends the daemon; not checked yet.
@@ -73,6 +75,7 @@ impl Config {
             page_size_mask: page_size_mask(options.granule),
             aperture: aperture(&options)?,
             msi_region: msi_region(&options),
+            msi_region_is_given: options.msi_region.is_some(),
             listen: listen(options.socket_path, options.fd)?,
             endpoints: options.endpoints,
             iommufd: options.iommufd,

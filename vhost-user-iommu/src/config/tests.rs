@@ -32,6 +32,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
             aperture: IovaRange::ALL,
             boot_bypass: true,
             msi_region: Some(range(0xfee0_0000, 0xfeef_ffff)),
+            msi_region_is_given: false,
             limits: Limits {
                 domains_max: 4096,
                 mappings_max: 1_048_576,
@@ -56,6 +57,7 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(ids, [EndpointId(0x10), EndpointId(9), EndpointId(10)]);
     assert_eq!(config.endpoints[2].kind, EndpointKind::Vfio { device: VfioDevice::Fd(8) });
     assert_eq!((config.iommufd, config.exit_with), (Some(9), Some(10)));
+    assert!(config.msi_region_is_given);
     assert_eq!(config.listen, Listen::Fd(7));
     assert_eq!(config.page_size_mask, 0x4020_0000);
     assert_eq!(config.aperture, range(1 << 30, 0x7fff_ffff));

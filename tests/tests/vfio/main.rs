@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Devices that are passed through to guests, in the arm64 host whose SMMUv3 translates their DMA for real.
+
+mod baselines;
+mod disks;
+mod lifecycle;
+mod stage;
