@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The arm64 host itself: it has what tests of iommufd and VFIO need. None of its tests needs a daemon of ours to work.
+//! The arm64 host itself: it has what tests of iommufd and VFIO need. What programs of ours do there without a guest.
 
 use std::time::Duration;
 
@@ -59,6 +59,38 @@ fn a_static_program_of_ours_runs_in_the_host() -> Result<()> {
     let daemon = l1::build("vhost-user-iommu", "vhost-user-iommu")?;
     let report = run(Machine::new(&testbed).program("daemon", &daemon).job("daemon --version; uname -m"))?;
     assert_eq!(report.lines, [concat!("vhost-user-iommu ", env!("CARGO_PKG_VERSION")), "aarch64"]);
+    Ok(())
+}
+
+/// A shell script is the VMM.
+#[test]
+fn launch_opens_a_device_and_shares_it_with_the_vmm() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let daemon = l1::build("vhost-user-iommu", "vhost-user-iommu")?;
+    let job = "edu=$(pci_functions 1234:11e8)
+        launch() {
+          daemon launch --socket-path /iommu.sock --endpoint 00:03.0,vfio=$edu -- \
+            /bin/busybox sh -c 'test -S /iommu.sock; echo $0; readlink /proc/$$/fd/$1; readlink /proc/$$/fd/$2' \
+            {iommufd},{vfio:00:03.0},{iommufd} {iommufd} {vfio:00:03.0} || echo status $?
+        }
+        launch 2>&1
+        give_to_vfio $edu
+        launch
+        while [ -e /iommu.sock ]; do usleep 10000; done
+        echo $(ls /tmp) nothing left";
+    let report = run(Machine::new(&testbed).device(EDU).program("daemon", &daemon).job(job))?;
+    let lines = report.lines.join("\n");
+    for line in [
+        "is bound to no driver, but has to be to vfio-pci; as root: modprobe vfio-pci && echo vfio-pci > ",
+        "status 2\nvfio0\n",
+        "\n/dev/iommu\n/dev/vfio/devices/vfio0\n",
+        "\nnothing left",
+    ] {
+        assert!(lines.contains(line), "{line}\nin {lines}");
+    }
+    println!("{lines}");
     Ok(())
 }
 
