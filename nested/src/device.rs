@@ -2,11 +2,13 @@
 
 //! Devices of an iommufd context: bound to it, attached to what it has.
 
+mod config_space;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -16,6 +18,9 @@ use crate::error::{Error, Result};
 use crate::object::{Context, PageTable};
 use crate::uapi::ioctl::{self, Buffer, Command};
 use crate::uapi::types::{HotResetInfo, iommu_hw_info};
+
+pub use config_space::ConfigSpace;
+use config_space::Region;
 
 /// The number of a device in a context (`dev_id`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +54,7 @@ pub trait Attach: fmt::Debug + Send {
 #[derive(Debug)]
 pub struct Cdev {
     file: OwnedFd,
+    config_region: OnceLock<Region>,
 }
 
 /// A device that shares a reset with another.
@@ -72,12 +78,12 @@ impl Cdev {
     pub fn open(path: &Path) -> Result<Cdev> {
         let opened = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let about = format_args!("{}", path.display());
-        Ok(Cdev { file: opened.map_err(|errno| Error::of_call("open", errno, about))? })
+        Ok(Cdev::adopt(opened.map_err(|errno| Error::of_call("open", errno, about))?))
     }
 
     /// Takes over a descriptor of one that another process opened.
     pub fn adopt(file: OwnedFd) -> Cdev {
-        Cdev { file }
+        Cdev { file, config_region: OnceLock::new() }
     }
 
     /// Brings the device into a context, where it can reach nothing at first.

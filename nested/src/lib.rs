@@ -19,5 +19,5 @@ pub mod object;
 pub mod shadow;
 pub mod uapi;
 
-pub use device::{Attach, Attached, Cdev, DeviceId, HwInfo, ResetPeer};
+pub use device::{Attach, Attached, Cdev, ConfigSpace, DeviceId, HwInfo, ResetPeer};
 pub use error::{Error, Result};
