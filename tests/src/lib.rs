@@ -12,3 +12,4 @@ pub mod l1;
 pub mod model;
 pub mod peers;
 pub mod scene;
+pub mod vfio_vmm;

@@ -2,6 +2,8 @@
 
 //! The arm64 host itself: it has what tests of iommufd and VFIO need. None of its tests needs a daemon of ours to work.
 
+use std::env;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -70,6 +72,36 @@ fn iommufd_does_for_the_mock_what_it_is_asked() -> Result<()> {
     };
     let tests = l1::build_test("viommu-nested", "mock", "mock")?;
     let report = Machine::new(&testbed).program("tests", &tests).job("tests").run(WITHIN)?;
+    assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
+    println!("{}", report.lines.join("\n"));
+    Ok(())
+}
+
+/// The daemon with devices that do DMA, by the tests in `tests/vfio`. The environment variable `VFIO_TESTS` has further
+/// arguments for them, such as a part of a name; `VFIO_REQUESTS` is passed on, see `tests/vfio/endurance.rs`.
+#[test]
+fn devices_reach_what_the_guest_says_and_nothing_else() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let stand_in = concat!(env!("CARGO_MANIFEST_DIR"), "/l1/setpriv");
+    let arguments = env::var("VFIO_TESTS").unwrap_or_default();
+    let requests = env::var("VFIO_REQUESTS").map(|count| format!("export VFIO_REQUESTS={count}"));
+    let job = "for function in $(pci_functions 1b36:0005) $(pci_functions 1234:11e8); do
+          give_to_vfio $function >/dev/null
+        done";
+    let job = format!("{job}\n{}\ntests --test-threads=1 {arguments}", requests.unwrap_or_default());
+    let report = Machine::new(&testbed)
+        .device("iommu-testdev")
+        .device("iommu-testdev")
+        .device(EDU)
+        .device("iommu-testdev,addr=10.0,multifunction=on")
+        .device("iommu-testdev,addr=10.1")
+        .program("setpriv", Path::new(stand_in))
+        .program("vhost-user-iommu", &l1::build("vhost-user-iommu", "vhost-user-iommu")?)
+        .program("tests", &l1::build_test("viommu-tests", "vfio", "l1")?)
+        .job(&job)
+        .run(WITHIN)?;
     assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
     println!("{}", report.lines.join("\n"));
     Ok(())
