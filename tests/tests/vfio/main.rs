@@ -6,4 +6,7 @@
 //! the daemon says to requests without such devices is in `tests/protocol` and `tests/conformance`.
 
 mod boot;
+mod domains;
+mod kernel_log;
+mod mapping;
 mod scene;
