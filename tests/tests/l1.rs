@@ -95,6 +95,7 @@ fn devices_reach_what_the_guest_says_and_nothing_else() -> Result<()> {
         .device("iommu-testdev")
         .device("iommu-testdev")
         .device(EDU)
+        // A pair that shares a group: nothing keeps the functions of one such device from each other.
         .device("iommu-testdev,addr=10.0,multifunction=on")
         .device("iommu-testdev,addr=10.1")
         .program("setpriv", Path::new(stand_in))

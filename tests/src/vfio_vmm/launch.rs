@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use rustix::io::dup;
+use rustix::io::{dup, fcntl_dupfd_cloexec};
 use tempfile::TempDir;
 use viommu_core::EndpointId;
 use viommu_nested::object::Context;
@@ -51,11 +51,24 @@ impl Launch {
             let file = open(&function.cdev)?;
             Ok(SharedDevice { function: function.clone(), endpoint: EndpointId(slot << 3), file })
         });
-        let folder = tempfile::tempdir()?;
-        // For a daemon of another user.
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o777))?;
         let context = Context::adopt(open(Path::new("/dev/iommu"))?)?;
-        Ok(Launch { context, devices: devices.collect::<Result<_>>()?, folder })
+        Ok(Launch { context, devices: devices.collect::<Result<_>>()?, folder: folder()? })
+    }
+
+    /// The same files once more, with another socket.
+    ///
+    /// # Errors
+    /// The host is out of something.
+    pub fn duplicate(&self) -> Result<Launch> {
+        let devices = self.devices.iter().map(|device| {
+            let file = fcntl_dupfd_cloexec(&device.file, 3)?;
+            Ok(SharedDevice { function: device.function.clone(), endpoint: device.endpoint, file })
+        });
+        Ok(Launch {
+            context: self.context.clone(),
+            devices: devices.collect::<Result<_>>()?,
+            folder: folder()?,
+        })
     }
 
     /// Where the daemon listens.
@@ -89,6 +102,13 @@ impl Launch {
         change(&mut command);
         Daemon::of(command)
     }
+}
+
+/// For a daemon of any user.
+fn folder() -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777))?;
+    Ok(folder)
 }
 
 fn number(file: &OwnedFd) -> String {

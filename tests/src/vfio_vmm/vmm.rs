@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::io::fcntl_dupfd_cloexec;
 use tempfile::TempDir;
 use viommu_core::{Access, DomainId, EndpointId, Gpa, IovaRange};
@@ -166,6 +166,50 @@ impl VfioVmm {
         Ok(())
     }
 
+    /// Stops both rings, as a VMM does when the guest is paused or its driver resets the device: where they stand.
+    ///
+    /// # Errors
+    /// As for [`FrontEnd::stop_ring`].
+    pub fn stop_rings(&mut self) -> Result<[u32; 2]> {
+        let front_end = &mut self.guest().front_end;
+        Ok([front_end.stop_ring(0)?, front_end.stop_ring(1)?])
+    }
+
+    /// Starts both rings where they were stopped, as for a guest that was paused.
+    ///
+    /// # Errors
+    /// They were stopped elsewhere.
+    pub fn start_rings(&mut self, stopped: [u32; 2]) -> Result<()> {
+        let Guest { front_end, driver } = self.guest();
+        for (index, at) in stopped.into_iter().enumerate() {
+            let queue = if index == 0 { driver.requests() } else { driver.events() };
+            ensure!(at == u32::from(queue.next_used()), "ring {index} was stopped at {at}");
+            front_end.start_ring(index, queue)?;
+        }
+        Ok(())
+    }
+
+    /// Starts both rings anew, as for a driver that has reset the device.
+    ///
+    /// # Errors
+    /// As for [`FrontEnd::start_ring`].
+    pub fn restart_rings(&mut self) -> Result<()> {
+        let Guest { front_end, driver } = self.guest();
+        driver.restart();
+        front_end.start_ring(0, driver.requests())?;
+        front_end.start_ring(1, driver.events())?;
+        Ok(())
+    }
+
+    /// Detaches a device, as for a hot-unplug.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn unplug(&mut self, device: usize) -> Result<()> {
+        let attached = self.devices[device].attached.take();
+        Ok(attached.context("it is not plugged")?.detach(None)?)
+    }
+
     /// Closes the connection with the daemon, and keeps the devices.
     pub fn disconnect(&mut self) {
         self.guest = None;
@@ -174,6 +218,11 @@ impl VfioVmm {
     /// The context of the devices.
     pub fn context(&self) -> &Arc<Context> {
         self.space.context()
+    }
+
+    /// The VMM's own address space.
+    pub fn space(&self) -> &Ioas {
+        &self.space
     }
 
     /// The guest.

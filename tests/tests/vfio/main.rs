@@ -7,6 +7,10 @@
 
 mod boot;
 mod domains;
+mod gone;
+mod groups;
 mod kernel_log;
 mod mapping;
+mod reserved;
+mod reset;
 mod scene;

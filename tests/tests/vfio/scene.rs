@@ -13,7 +13,6 @@ use viommu_tests::vfio_vmm::{Function, Launch, TestDevice, VfioVmm, Written};
 pub const OK: u8 = 0;
 pub const PAGE: u64 = 0x1000;
 pub const READ: u32 = MAP_F_READ;
-pub const WRITE: u32 = MAP_F_WRITE;
 pub const BOTH: u32 = MAP_F_READ | MAP_F_WRITE;
 /// Longest wait for what has to come.
 pub const PATIENCE: Duration = Duration::from_secs(30);
