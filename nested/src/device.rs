@@ -186,6 +186,11 @@ impl<D: Attach> Attached<D> {
         Ok(())
     }
 
+    /// Takes note that it is attached to `table`, since another of its group is.
+    pub fn followed(&mut self, table: PageTable) {
+        self.tables.insert(None, table);
+    }
+
     /// Lets it reach nothing.
     ///
     /// # Errors

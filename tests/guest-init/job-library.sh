@@ -10,6 +10,16 @@ wait_for() {
   done
 }
 
+# nvme FUNCTION LINK: makes a link to the NVMe disk of this PCI function: Linux numbers disks as it finds them.
+nvme() {
+  local disk tries=0
+  until disk=$(cd "/sys/bus/pci/devices/$1/nvme" 2>/dev/null && ls -d nvme*/nvme*n1 2>/dev/null); do
+    [ $((tries += 1)) -le 400 ] || { echo "guest: $1 has no NVMe disk after 20 s"; return 1; }
+    usleep 50000
+  done
+  ln -sf "${disk##*/}" "$2"
+}
+
 # iommu_groups: a line "iommu_groups DEVICE GROUP TYPE" for each device that has a group; DMA is strict, DMA-FQ is lazy.
 iommu_groups() {
   local device group
@@ -31,6 +41,24 @@ iommu_log() {
 checksum() {
   wait_for "$1"
   echo "checksum $1 $2 $(dd "if=$1" bs=1M "count=$2" iflag=direct status=none | md5sum | cut -d ' ' -f 1)"
+}
+
+# copy DEVICE MIB: its first MiB to those behind them, by DMA; then the md5 of these, read back by DMA.
+copy() {
+  wait_for "$1"
+  dd "if=$1" "of=$1" bs=1M "count=$2" "seek=$2" iflag=direct oflag=direct conv=notrunc status=none
+  echo "copy $1 $2 $(dd "if=$1" bs=1M "skip=$2" "count=$2" iflag=direct status=none | md5sum | cut -d ' ' -f 1)"
+}
+
+# boot_number DEVICE MIB: how many guests booted with this disk so far, as its sector behind these MiB counts them.
+boot_number() {
+  local number
+  wait_for "$1"
+  number=$(dd "if=$1" bs=1M "skip=$2" count=1 iflag=direct status=none | head -c 1)
+  number=$((${number:-0} + 1))
+  printf '%-512d' "$number" >/tmp/sector
+  dd if=/tmp/sector "of=$1" bs=512 "seek=$(($2 * 2048))" oflag=direct conv=notrunc status=none
+  echo "boot_number $1 $number"
 }
 
 # iops DEVICE COUNT: how many reads of 4 KiB a second, one after another, without the page cache. The clock ticks every

@@ -9,6 +9,7 @@ pub mod fuzz;
 pub mod guest;
 pub mod iotlb_disk;
 pub mod l1;
+pub mod l2;
 pub mod model;
 pub mod peers;
 pub mod scene;

@@ -5,12 +5,12 @@
 // UNSAFETY: a number on the command line, or one that a library has let go of, can be owned in no other way.
 #![expect(unsafe_code)]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Mutex;
 use std::{fs, io};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, sockopt};
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
@@ -59,6 +59,55 @@ pub fn inherited_listener(number: RawFd) -> Result<UnixListener, UsageError> {
     // Otherwise the crate that accepts would ask again and again.
     listener.set_nonblocking(false).map_err(|error| refuse(&format!("it cannot be waited for: {error}")))?;
     Ok(listener)
+}
+
+/// Takes over an end of a pipe, or of a socket that does for one, left open as `number`.
+///
+/// # Errors
+/// There is no such file descriptor, or it is neither.
+pub fn inherited_pipe(option: &'static str, number: RawFd) -> Result<OwnedFd, UsageError> {
+    let about = |error: UsageError| error.about(option, number.to_string());
+    let fd = inherited(number).map_err(about)?;
+    match fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+        Ok(FileType::Fifo | FileType::Socket) => Ok(fd),
+        _ => Err(about(UsageError::new("this is no pipe", "pass the number of an inherited end of a pipe"))),
+    }
+}
+
+/// Keeps whatever this process executes from what it was given itself and has not taken over, until the result is
+/// dropped. Only while there is no other thread.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn withhold_inherited() -> io::Result<Withheld> {
+    let entries = fs::read_dir("/proc/self/fd")?.collect::<io::Result<Vec<_>>>()?;
+    let numbers = entries.iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let inherited: Vec<RawFd> = numbers.filter(|number| *number > 2 && is_inherited(*number)).collect();
+    let withheld = Withheld(inherited);
+    withheld.set(FdFlags::CLOEXEC);
+    Ok(withheld)
+}
+
+/// File descriptors that stay in this process, without an owner in it.
+#[derive(Debug)]
+pub struct Withheld(Vec<RawFd>);
+
+impl Withheld {
+    fn set(&self, flags: FdFlags) {
+        for number in &self.0 {
+            // SAFETY: `borrow_raw` wants a file descriptor that is not -1 and stays open as long as it is borrowed.
+            // It was listed as open, and its only owner is whoever started this process: nothing in it closes it.
+            let fd = unsafe { BorrowedFd::borrow_raw(*number) };
+            // Fails only for what is not open.
+            let _ = fcntl_setfd(fd, flags);
+        }
+    }
+}
+
+impl Drop for Withheld {
+    fn drop(&mut self) {
+        self.set(FdFlags::empty());
+    }
 }
 
 /// Whether a file is open under `number` that outlives an exec.
@@ -135,8 +184,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_listener() {
-        let number = dup(tempfile::tempfile().expect("a file")).expect("a file descriptor").into_raw_fd();
+    fn a_file_is_no_listener_and_no_pipe() {
+        let number = || dup(tempfile::tempfile().expect("a file")).expect("a file descriptor").into_raw_fd();
+        let pipe = number();
+        let error = inherited_pipe("exit-with", pipe).expect_err("a file").to_string();
+        assert!(error.starts_with(&format!("--exit-with {pipe}: this is no pipe; ")), "{error}");
+        let number = number();
         let error = inherited_listener(number).expect_err("a file").to_string();
         assert!(error.starts_with(&format!("--fd {number}: this is no listening Unix socket; ")), "{error}");
     }

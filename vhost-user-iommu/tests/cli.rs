@@ -126,6 +126,19 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
             "--config /nonexistent/vm.toml: the configuration file cannot be read: ",
         ),
         (&["--fd", "3", "viot", "--iommu", "0:1.0"], "`--fd` is an option of the daemon; "),
+        (&["--fd", "3", "launch", "--", "vmm"], "`--fd` is an option of the daemon; "),
+        (
+            &["launch", "--fd=3", "--endpoint=1,vfio=fd:4", "--", "vmm"],
+            "`{iommufd}` is missing in the VMM's arguments",
+        ),
+        (
+            &["launch", "--fd=999", "--", "vmm"],
+            "--fd 999: no such file descriptor was passed to this process; ",
+        ),
+        (
+            &["launch", "--socket-path=x", "--endpoint=1,vfio=ff:1f.7", "--", "vmm", "{iommufd}", "{vfio:1}"],
+            "--endpoint 1: this machine has no PCI function 0000:ff:1f.7; lspci -D",
+        ),
         (&["viot"], "`--iommu` is missing; "),
         (&["viot", "--iommu", "1"], "--iommu 1: `1` is not the address of a PCI function; "),
         (&["viot", "--iommu", "0:1.0"], "no endpoint is named; "),
@@ -191,6 +204,7 @@ fn help_and_version_go_to_standard_output_with_status_0() {
     for (words, text) in [
         (&["--help"][..], "--unmap-timeout <MS>"),
         (&["viot", "--help"], "--iommu <[SEGMENT:]BUS:DEV.FN>"),
+        (&["launch", "--help"], "-- <VMM>..."),
         (&["--version"], concat!("vhost-user-iommu ", env!("CARGO_PKG_VERSION"))),
     ] {
         let output = run(words);

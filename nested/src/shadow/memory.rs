@@ -112,7 +112,12 @@ impl GuestMemory {
     }
 
     fn drop_all_but(&mut self, wanted: &BTreeMap<u64, Held>) -> Result<()> {
-        let gone: Vec<Held> = self.regions.values().filter(|held| !wanted.values().any(|other| other == *held)).copied().collect();
+        let gone: Vec<Held> = self
+            .regions
+            .values()
+            .filter(|held| !wanted.values().any(|other| other == *held))
+            .copied()
+            .collect();
         for held in gone {
             match self.space.unmap(&held.range) {
                 Err(error) if error.errno() != Errno::NOENT => return Err(error),
@@ -163,7 +168,13 @@ const NUMBERS_MAX: u32 = 256;
 
 /// Copies from the first address space that has it all and is not ours; none is asked by its number alone, since the
 /// kernel gives numbers anew.
-fn copy_from_vmm(to: &Ioas, range: &IovaRange, source: Iova, access: Access, ours: &BTreeSet<u32>) -> Option<()> {
+fn copy_from_vmm(
+    to: &Ioas,
+    range: &IovaRange,
+    source: Iova,
+    access: Access,
+    ours: &BTreeSet<u32>,
+) -> Option<()> {
     let numbers = (1..=NUMBERS_MAX).filter(|number| !ours.contains(number) && *number != to.id());
     let mut others = numbers.filter_map(|number| Ioas::of_another(to.context(), number).ok());
     others.find_map(|other| to.copy_from(range, &other, source, access.into()).ok())

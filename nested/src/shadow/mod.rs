@@ -11,11 +11,13 @@
 //! | endpoint that is blocked | a device attached to nothing                                                |
 //!
 //! The devices are bound to the context by another process, the VMM, which attaches them to an address space of its
-//! own at first. Everything here is one step of the kernel's, or undoes what it did: after an error all is as it was.
+//! own at first. The devices of a group of the host move together: if one of them is in a domain, all reach that.
+//! Everything here is one step of the kernel's, or undoes what it did: after an error all is as it was.
 //! Decides nothing: which domain an endpoint is in is the caller's matter.
 
 mod apply;
 mod memory;
+mod space;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,7 +27,9 @@ use viommu_core::{DomainId, EndpointId, IovaRange, Mapping, Target};
 
 use crate::device::{Attach, Attached};
 use crate::error::{Error, Result};
-use crate::object::{Context, Ioas, PageTable};
+use crate::object::{Context, PageTable};
+
+use space::Space;
 
 pub use apply::{Goal, Known};
 pub use memory::{GuestMemory, Lasting, MemoryRegion};
@@ -38,14 +42,17 @@ pub struct Shadow<D> {
     /// Where the guest's devices write interrupts.
     doorbell: Option<IovaRange>,
     /// Of the domains that a device is in.
-    spaces: BTreeMap<DomainId, Arc<Ioas>>,
+    spaces: BTreeMap<DomainId, Space>,
     endpoints: BTreeMap<EndpointId, Endpoint<D>>,
 }
 
 #[derive(Debug)]
 struct Endpoint<D> {
     device: Attached<D>,
+    group: Option<u32>,
     reach: Reach,
+    /// Whether it is in a domain by itself, and not only because its group is.
+    is_member: bool,
 }
 
 /// What a device reaches.
@@ -78,9 +85,11 @@ impl<D: Attach> Shadow<D> {
         })
     }
 
-    /// Takes the device of an endpoint, which the VMM attaches to what it likes.
-    pub fn add(&mut self, endpoint: EndpointId, device: D) {
-        self.endpoints.insert(endpoint, Endpoint { device: Attached::new(device), reach: Reach::Vmm });
+    /// Takes the device of an endpoint, which the VMM attaches to what it likes. Devices of one IOMMU group cannot be told
+    /// from each other.
+    pub fn add(&mut self, endpoint: EndpointId, device: D, group: Option<u32>) {
+        let device = Attached::new(device);
+        self.endpoints.insert(endpoint, Endpoint { device, group, reach: Reach::Vmm, is_member: false });
     }
 
     /// Blocks the device of an endpoint and lets go of it. That it cannot be blocked, since the VMM has taken it away
@@ -91,6 +100,14 @@ impl<D: Attach> Shadow<D> {
         let removed = self.endpoints.remove(&endpoint)?;
         self.forget_unused();
         Some(removed.device.into_device())
+    }
+
+    /// The endpoints that cannot be told from this one, itself among them.
+    pub fn group_of(&self, endpoint: EndpointId) -> Vec<EndpointId> {
+        let group = self.endpoints.get(&endpoint).and_then(|endpoint| endpoint.group);
+        let is_in_it =
+            |id: EndpointId, other: &Endpoint<D>| id == endpoint || (group.is_some() && other.group == group);
+        self.endpoints.iter().filter(|(id, other)| is_in_it(**id, other)).map(|(id, _)| *id).collect()
     }
 
     /// The endpoints that have a device, and what each reaches.
@@ -136,33 +153,42 @@ impl<D: Attach> Shadow<D> {
         if !self.endpoints.contains_key(&endpoint) {
             return Ok(());
         }
-        let space = match self.spaces.get(&to) {
-            Some(space) => space.clone(),
-            None => self.filled(mappings)?,
-        };
-        self.move_device(endpoint, PageTable::Auto(space.clone()), Reach::Domain(to))?;
-        self.spaces.insert(to, space);
+        let new = if self.has_domain(to) { None } else { Some(self.filled(mappings)?) };
+        let Some(table) = new.as_ref().or(self.spaces.get(&to)).map(Space::table) else { return Ok(()) };
+        self.move_group(endpoint, table, Reach::Domain(to))?;
+        self.spaces.extend(new.map(|space| (to, space)));
+        self.set_member(endpoint, true);
         Ok(())
     }
 
-    /// Lets an endpoint reach all of the guest's memory, untranslated.
+    /// Lets an endpoint reach all of the guest's memory, untranslated, unless another of its group is in a domain.
     ///
     /// # Errors
     /// Of [`Attach::attach`].
     pub fn bypass(&mut self, endpoint: EndpointId) -> Result<()> {
-        self.move_device(endpoint, PageTable::Auto(self.memory.space().clone()), Reach::Memory)
+        if !self.is_kept_by_group(endpoint) {
+            let table = PageTable::Auto(self.memory.space().clone());
+            self.move_group(endpoint, table, Reach::Memory)?;
+        }
+        self.set_member(endpoint, false);
+        Ok(())
     }
 
-    /// Lets an endpoint reach nothing.
+    /// Lets an endpoint reach nothing, unless another of its group is in a domain.
     ///
     /// # Errors
     /// Of [`Attach::detach`].
     pub fn block(&mut self, endpoint: EndpointId) -> Result<()> {
-        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
-            endpoint.device.detach(None)?;
-            endpoint.reach = Reach::Nothing;
+        if !self.is_kept_by_group(endpoint) {
+            // The kernel keeps a group attached until the last of it is detached.
+            for id in self.group_of(endpoint) {
+                if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                    endpoint.device.detach(None)?;
+                    endpoint.reach = Reach::Nothing;
+                }
+            }
         }
-        self.forget_unused();
+        self.set_member(endpoint, false);
         Ok(())
     }
 
@@ -170,58 +196,81 @@ impl<D: Attach> Shadow<D> {
     ///
     /// # Errors
     /// Of `IOMMU_IOAS_COPY`: ENOENT when the target is no memory.
-    pub fn map(&self, domain: DomainId, range: &IovaRange, target: Target) -> Result<()> {
-        self.spaces.get(&domain).map_or(Ok(()), |space| self.copy(space, range, target))
+    pub fn map(&mut self, domain: DomainId, range: &IovaRange, target: Target) -> Result<()> {
+        let Some(space) = self.spaces.get(&domain) else { return Ok(()) };
+        let is_held = self.copy(space, range, target)?;
+        if let Some(space) = self.spaces.get_mut(&domain).filter(|_| !is_held) {
+            space.keep_idle(range);
+        }
+        Ok(())
     }
 
     /// Removes what a domain maps within `range`, none of it only in part.
     ///
     /// # Errors
     /// Of `IOMMU_IOAS_UNMAP`.
-    pub fn unmap(&self, domain: DomainId, range: &IovaRange) -> Result<()> {
-        let Some(space) = self.spaces.get(&domain) else { return Ok(()) };
-        match space.unmap(range) {
-            // Every area of the kernel's lies within one mapping, so none is cut: none is there. Such mappings lead to
-            // the doorbell, or allow nothing.
-            Err(error) if error.errno() != Errno::NOENT => Err(error),
-            _ => Ok(()),
-        }
+    pub fn unmap(&mut self, domain: DomainId, range: &IovaRange) -> Result<()> {
+        self.spaces.get_mut(&domain).map_or(Ok(()), |space| space.unmap(range))
     }
 
     /// All domains are gone at once. Their endpoints linger: they reach what they did until they are moved.
     pub fn reset(&mut self) {
         self.spaces.clear();
         for endpoint in self.endpoints.values_mut() {
+            endpoint.is_member = false;
             if let Reach::Domain(_) = endpoint.reach {
                 endpoint.reach = Reach::Lingering;
             }
         }
     }
 
-    fn move_device(&mut self, endpoint: EndpointId, to: PageTable, reach: Reach) -> Result<()> {
+    /// Attaches an endpoint, and with it all of its group.
+    fn move_group(&mut self, endpoint: EndpointId, to: PageTable, reach: Reach) -> Result<()> {
         if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
-            endpoint.device.attach(to, None)?;
-            endpoint.reach = reach;
+            endpoint.device.attach(to.clone(), None)?;
         }
-        self.forget_unused();
+        for id in self.group_of(endpoint) {
+            if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                endpoint.device.followed(to.clone());
+                endpoint.reach = reach;
+            }
+        }
         Ok(())
     }
 
+    fn is_kept_by_group(&self, endpoint: EndpointId) -> bool {
+        let mut others = self.group_of(endpoint).into_iter().filter(|other| *other != endpoint);
+        others.any(|other| self.endpoints.get(&other).is_some_and(|other| other.is_member))
+    }
+
+    fn set_member(&mut self, endpoint: EndpointId, is_member: bool) {
+        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
+            endpoint.is_member = is_member;
+        }
+        self.forget_unused();
+    }
+
     /// A new address space with these mappings.
-    fn filled(&self, mappings: impl IntoIterator<Item = Mapping>) -> Result<Arc<Ioas>> {
-        let space = Ioas::new(&self.context)?;
-        mappings.into_iter().try_for_each(|mapping| self.copy(&space, &mapping.range, mapping.target))?;
+    fn filled(&self, mappings: impl IntoIterator<Item = Mapping>) -> Result<Space> {
+        let mut space = Space::new(&self.context)?;
+        for mapping in mappings {
+            if !self.copy(&space, &mapping.range, mapping.target)? {
+                space.keep_idle(&mapping.range);
+            }
+        }
         Ok(space)
     }
 
-    fn copy(&self, space: &Ioas, range: &IovaRange, target: Target) -> Result<()> {
+    /// Whether the kernel has the mapping now; otherwise it needs none.
+    fn copy(&self, space: &Space, range: &IovaRange, target: Target) -> Result<bool> {
         if target.access.is_empty() {
-            // The kernel has no mapping that allows nothing, and to have none is the same.
-            return Ok(());
+            return Ok(false);
         }
-        let copied = self.memory.copy(space, range, target, || self.address_spaces());
-        // Interrupts reach the VMM by themselves: what a device writes there is not for memory to receive.
-        copied.or_else(|error| if self.is_doorbell(range, target, &error) { Ok(()) } else { Err(error) })
+        match self.memory.copy(space.ioas(), range, target, || self.address_spaces()) {
+            // Interrupts reach the VMM by themselves: what a device writes there is not for memory to receive.
+            Err(error) if self.is_doorbell(range, target, &error) => Ok(false),
+            copied => copied.map(|()| true),
+        }
     }
 
     fn is_doorbell(&self, range: &IovaRange, target: Target, error: &Error) -> bool {
@@ -233,16 +282,15 @@ impl<D: Attach> Shadow<D> {
     /// The numbers of all address spaces that are ours.
     fn address_spaces(&self) -> BTreeSet<u32> {
         let attached = self.endpoints.values().filter_map(|endpoint| endpoint.device.table(None));
-        let spaces = self.spaces.values().map(|space| space.id());
+        let spaces = self.spaces.values().map(|space| space.ioas().id());
         attached.map(PageTable::id).chain(spaces).chain([self.memory.space().id()]).collect()
     }
 
     /// A domain without a device needs no address space.
     fn forget_unused(&mut self) {
         let endpoints = &self.endpoints;
-        self.spaces.retain(|domain, _| {
-            endpoints.values().any(|endpoint| endpoint.reach == Reach::Domain(*domain))
-        });
+        self.spaces
+            .retain(|domain, _| endpoints.values().any(|endpoint| endpoint.reach == Reach::Domain(*domain)));
     }
 }
 

@@ -84,6 +84,7 @@ fn config() -> Config {
         listen: Listen::Path("unused".into()),
         endpoints: vec![endpoint(ENDPOINT, "00:02.0"), endpoint(OTHER, "00:03.0")],
         iommufd: None,
+        exit_with: None,
         page_size_mask: 0x1000,
         aperture: IovaRange::ALL,
         boot_bypass: true,

@@ -58,10 +58,10 @@ impl Console {
         Ok((console, child, reader))
     }
 
-    /// The position and text of the first line at or after `from` that contains `pattern`.
+    /// The position and text of the first line at or after `from` that is the one that is waited for.
     pub(super) fn wait_for(
         &self,
-        pattern: &str,
+        is_it: impl Fn(&str) -> bool,
         from: usize,
         within: Duration,
     ) -> Result<(usize, String), NoLine> {
@@ -70,7 +70,7 @@ impl Console {
         let mut lines = self.lock();
         loop {
             for (position, text) in lines.texts.iter().enumerate().skip(next) {
-                if text.contains(pattern) {
+                if is_it(text) {
                     return Ok((position, text.clone()));
                 }
             }

@@ -47,14 +47,7 @@ impl Initramfs {
     /// # Errors
     /// The kernel has no such module, or the test bed's files cannot be read.
     pub fn build(&self, testbed: &Testbed) -> Result<Vec<u8>> {
-        let mut archive = Archive::default();
-        for folder in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
-            archive.entry(folder, 0o040_755, &[])?;
-        }
-        archive.entry("init", 0o100_755, INIT.as_bytes())?;
-        archive.entry("job-library.sh", 0o100_644, JOB_LIBRARY.as_bytes())?;
-        archive.entry("job.sh", 0o100_644, self.job.as_bytes())?;
-        archive.entry("bin/busybox", 0o100_755, &fs::read(&testbed.busybox)?)?;
+        let mut archive = without_modules(&testbed.busybox, &self.job)?;
         let mut loaded = Modules { testbed, files: all_files(&testbed.modules)?, in_order: Vec::new() };
         for name in &self.modules {
             loaded.add(name)?;
@@ -70,6 +63,19 @@ impl Default for Initramfs {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The same for a kernel that needs no modules, of any architecture; more can be added.
+pub(crate) fn without_modules(busybox: &Path, job: &str) -> Result<Archive> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
+        archive.entry(folder, 0o040_755, &[])?;
+    }
+    archive.entry("init", 0o100_755, INIT.as_bytes())?;
+    archive.entry("job-library.sh", 0o100_644, JOB_LIBRARY.as_bytes())?;
+    archive.entry("job.sh", 0o100_644, job.as_bytes())?;
+    archive.entry("bin/busybox", 0o100_755, &fs::read(busybox)?)?;
+    Ok(archive)
 }
 
 struct Modules<'a> {

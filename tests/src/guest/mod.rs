@@ -31,6 +31,7 @@ mod testbed;
 pub(crate) use archive::Archive;
 pub use disk::Disk;
 pub use initramfs::Initramfs;
+pub(crate) use initramfs::without_modules;
 pub use machine::{BootFrom, Guest, OnReset};
 pub use running::RunningGuest;
 pub(crate) use running::dying_with_us;

@@ -56,14 +56,25 @@ impl RunningGuest {
     /// # Errors
     /// The time is over or QEMU has exited: with the end of the console and QEMU's own messages.
     pub fn wait_for(&mut self, pattern: &str, within: Duration) -> Result<String> {
-        match self.console.wait_for(pattern, self.next_line, within) {
-            Ok((position, line)) => {
-                self.next_line = position + 1;
-                Ok(line)
-            }
-            Err(NoLine::Deadline) => Err(self.failure(&format!("no {pattern:?} within {within:?}"))),
-            Err(NoLine::Closed) => Err(self.failure(&format!("QEMU exited before {pattern:?}"))),
-        }
+        let is_it = |line: &str| line.contains(pattern);
+        let (position, line) = self.wait_for_line(self.next_line, is_it, &format!("{pattern:?}"), within)?;
+        self.next_line = position + 1;
+        Ok(line)
+    }
+
+    /// The first line from this position on that is the one that is waited for, and its position; other waits start
+    /// where they would have without this.
+    pub(crate) fn wait_for_line(
+        &self,
+        from: usize,
+        is_it: impl Fn(&str) -> bool,
+        what: &str,
+        within: Duration,
+    ) -> Result<(usize, String)> {
+        self.console.wait_for(is_it, from, within).map_err(|reason| match reason {
+            NoLine::Deadline => self.failure(&format!("no {what} within {within:?}")),
+            NoLine::Closed => self.failure(&format!("QEMU exited before {what}")),
+        })
     }
 
     /// Waits like [`RunningGuest::wait_for`] and returns what follows `name` on that line.

@@ -28,6 +28,7 @@ pub struct Machine {
     testbed: Testbed,
     job: String,
     programs: Vec<(String, PathBuf)>,
+    memory_mib: u32,
     arguments: Vec<OsString>,
 }
 
@@ -45,7 +46,19 @@ pub struct Report {
 impl Machine {
     /// A host with 1 GiB, two CPUs and an empty job.
     pub fn new(testbed: &Testbed) -> Self {
-        Self { testbed: testbed.clone(), job: String::new(), programs: Vec::new(), arguments: Vec::new() }
+        Self {
+            testbed: testbed.clone(),
+            job: String::new(),
+            programs: Vec::new(),
+            memory_mib: 1024,
+            arguments: Vec::new(),
+        }
+    }
+
+    /// The size of its memory in MiB.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
     }
 
     /// The shell script to run before it powers off, up to the first command that fails; it can call the functions of
@@ -64,6 +77,23 @@ impl Machine {
     /// A QEMU device, as QEMU's `-device` takes it.
     pub fn device(self, description: &str) -> Self {
         self.argument("-device").argument(description)
+    }
+
+    /// A raw image, as the block node of this name for a device's `drive=`.
+    pub fn image(self, node: &str, file: &Path) -> Self {
+        let mut value =
+            OsString::from(format!("driver=raw,node-name={node},file.driver=file,file.filename="));
+        value.push(file);
+        self.argument("-blockdev").argument(value)
+    }
+
+    /// A folder that the host can mount, read-only, by this tag (9p over virtio).
+    pub fn share(self, tag: &str, folder: &Path) -> Self {
+        let mut value = OsString::from(format!("local,id={tag},security_model=none,readonly=on,path="));
+        value.push(folder);
+        self.argument("-fsdev")
+            .argument(value)
+            .device(&format!("virtio-9p-device,fsdev={tag},mount_tag={tag}"))
     }
 
     /// Any other QEMU argument.
@@ -142,7 +172,7 @@ impl Machine {
             ("-machine", "virt,gic-version=3,iommu=smmuv3,virtualization=on"),
             ("-accel", "tcg,thread=multi"),
             ("-cpu", "cortex-a57"),
-            ("-m", "1024M"),
+            ("-m", &format!("{}M", self.memory_mib)),
             ("-smp", "2"),
         ] {
             arguments.extend([option.into(), value.into()]);

@@ -1,16 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The daemon with physical devices: what their DMA reaches, whatever guest and VMM do.
-//!
-//! Runs as root on a host with QEMU's devices, an SMMUv3 and iommufd, one test at a time: `tests/l1.rs` boots that. What
-//! the daemon says to requests without such devices is in `tests/protocol` and `tests/conformance`.
+//! Devices that are passed through to guests, in the arm64 host whose SMMUv3 translates their DMA for real.
 
-mod boot;
-mod domains;
-mod gone;
-mod groups;
-mod kernel_log;
-mod mapping;
-mod reserved;
-mod reset;
-mod scene;
+mod baselines;
+mod disks;
+mod lifecycle;
+mod stage;

@@ -11,7 +11,7 @@ use crate::{args::Options, usage_error::UsageError};
 
 /// Refuses a number that two options share.
 pub(super) fn check_numbers(options: &Options) -> Result<(), UsageError> {
-    let own = [("fd", options.fd), ("iommufd", options.iommufd)];
+    let own = [("fd", options.fd), ("iommufd", options.iommufd), ("exit-with", options.exit_with)];
     let own = own.into_iter().filter_map(|(option, number)| Some((option, number?, None)));
     let of_endpoints = options.endpoints.iter().filter_map(|endpoint| match endpoint.kind {
         EndpointKind::Vfio { device: VfioDevice::Fd(number) } => {

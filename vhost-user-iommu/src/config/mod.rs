@@ -47,6 +47,8 @@ pub struct Config {
     pub msi_region_is_given: bool,
     /// How much state a guest can make this process hold.
     pub limits: Limits,
+    /// The file descriptor of a pipe whose other end, when closed, ends the daemon; not checked yet.
+    pub exit_with: Option<RawFd>,
     /// How long an UNMAP or DETACH waits for a back-end to confirm.
     pub unmap_timeout: Duration,
     /// What is reported on standard error.
@@ -84,6 +86,7 @@ impl Config {
                 mapping_bytes_max: options.max_mapping_memory,
                 faults_max: options.max_faults.get() as usize,
             },
+            exit_with: options.exit_with,
             unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),
             log_level: options.log_level.into(),
         })

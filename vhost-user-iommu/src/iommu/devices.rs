@@ -90,7 +90,10 @@ impl Iommu {
                 true => Goal::Memory,
                 false => Goal::Domain(domain),
             };
-            device.endpoints().filter_map(|endpoint| Some((endpoint, goal(device.domain_of(endpoint)?)))).collect()
+            device
+                .endpoints()
+                .filter_map(|endpoint| Some((endpoint, goal(device.domain_of(endpoint)?))))
+                .collect()
         };
         for (endpoint, goal) in attached {
             let reach = self.vfio.as_ref().and_then(|vfio| vfio.shadow().reach(endpoint));
@@ -103,8 +106,9 @@ impl Iommu {
         }
     }
 
-    /// The VMM is gone: its devices reach nothing, and are let go of. Nobody else can be given the same descriptors.
-    pub(super) fn release_devices(&self) {
+    /// The VMM or this process is at its end: the devices reach nothing, and are let go of. Nobody else can be given the
+    /// same descriptors.
+    pub fn release_devices(&self) {
         let Some(vfio) = &self.vfio else { return };
         let mut shadow = vfio.shadow();
         for endpoint in with_reach(&shadow, |_| true) {

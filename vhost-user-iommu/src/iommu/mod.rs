@@ -162,6 +162,9 @@ impl Iommu {
         }
         self.release_devices();
         info!("VMM disconnected, endpoints are blocked; {}", self.account);
+        if let Some(vfio) = &self.vfio {
+            vfio.released().wake();
+        }
     }
 
     /// The endpoint comes to life: what it was attached to before a reset of the device is of no meaning to it any

@@ -71,7 +71,8 @@ impl Iommu {
         if !self.state().is_connected() {
             return false;
         }
-        let reaches: Vec<_> = self.vfio.iter().flat_map(|vfio| vfio.shadow().endpoints().collect::<Vec<_>>()).collect();
+        let reaches: Vec<_> =
+            self.vfio.iter().flat_map(|vfio| vfio.shadow().endpoints().collect::<Vec<_>>()).collect();
         let mut is_more = false;
         for (endpoint, reach) in reaches {
             is_more |= self.settle(endpoint);
@@ -79,7 +80,10 @@ impl Iommu {
             is_more = true;
             let is_quiet = self.vfio.as_ref().is_some_and(|vfio| vfio.is_quiet(endpoint));
             if is_quiet && self.move_device(endpoint, goal).is_ok() {
-                debug!("endpoint {}: its device is quiet, so it is where unattached ones are", self.label(endpoint));
+                debug!(
+                    "endpoint {}: its device is quiet, so it is where unattached ones are",
+                    self.label(endpoint)
+                );
             }
         }
         is_more
@@ -120,7 +124,9 @@ impl Iommu {
         let device = state.device();
         match device.domain_of(endpoint) {
             None => (!device.bypass()).then_some(Goal::Nothing),
-            Some(id) => device.domain(id).is_some_and(|domain| !domain.is_bypass()).then_some(Goal::Domain(id)),
+            Some(id) => {
+                device.domain(id).is_some_and(|domain| !domain.is_bypass()).then_some(Goal::Domain(id))
+            }
         }
     }
 }

@@ -104,7 +104,9 @@ impl Untried {
                 return Ok(None);
             }
             Untried::Binding(error) if error.errno() == Errno::INVAL => {
-                warn!("{name}: not tried out, since it is in use: what its IOMMU translates is taken from sysfs alone");
+                warn!(
+                    "{name}: not tried out, since it is in use: what its IOMMU translates is taken from sysfs alone"
+                );
                 return Ok(None);
             }
             Untried::Binding(error) if error.errno() == Errno::PERM => (
@@ -117,7 +119,8 @@ impl Untried {
             ),
             Untried::Binding(error) | Untried::Attaching(error) => (
                 format!("the host's IOMMU does not take it: {error}"),
-                "look at the host's kernel log; the IOMMU has to be on (intel_iommu=on, for example)".to_owned(),
+                "look at the host's kernel log; the IOMMU has to be on (intel_iommu=on, for example)"
+                    .to_owned(),
             ),
         };
         Err(UsageError::new(format!("the device {name}: {problem}"), mend))
@@ -154,7 +157,10 @@ mod tests {
         for (line, expected) in [
             ("0x00000000fee00000 0x00000000feefffff msi", of(0xfee0_0000, 0xfeef_ffff, ReservedKind::Msi)),
             ("0x0000000000000000 0x0000000000ffffff direct", of(0, 0xff_ffff, ReservedKind::Reserved)),
-            ("0x000000fd00000000 0x000000ffffffffff reserved", of(0xfd_0000_0000, 0xff_ffff_ffff, ReservedKind::Reserved)),
+            (
+                "0x000000fd00000000 0x000000ffffffffff reserved",
+                of(0xfd_0000_0000, 0xff_ffff_ffff, ReservedKind::Reserved),
+            ),
             ("0x00000000bd800000 0x00000000bfffffff direct-relaxable", None),
             ("", None),
             ("0x2 0x1 msi", None),

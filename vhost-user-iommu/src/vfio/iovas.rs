@@ -20,12 +20,14 @@ pub fn narrowed<'a>(
     for facts in devices {
         let Some(translated) = &facts.translated else { continue };
         if translated.alignment > granule.bytes() {
-            let problem = format!("the IOMMU of {} maps no less than {:#x} bytes", facts.name, translated.alignment);
+            let problem =
+                format!("the IOMMU of {} maps no less than {:#x} bytes", facts.name, translated.alignment);
             let mend = format!("write --granule {:#x}", translated.alignment);
             return Err(UsageError::new(problem, mend).about("granule", format!("{:#x}", granule.bytes())));
         }
         let ends = translated.allowed.first().zip(translated.allowed.last());
-        let (first_start, last_last) = ends.map_or((u64::MAX, 0), |(first, last)| (first.start(), last.last()));
+        let (first_start, last_last) =
+            ends.map_or((u64::MAX, 0), |(first, last)| (first.start(), last.last()));
         start = start.max(first_start);
         last = last.min(last_last);
     }
@@ -67,8 +69,10 @@ pub fn msi_region(facts: &Facts) -> Option<IovaRange> {
 
 /// What is left of `range` below and above `hole`.
 fn without(range: IovaRange, hole: IovaRange) -> impl Iterator<Item = IovaRange> {
-    let below = hole.start().checked_sub(1).and_then(|last| IovaRange::new(range.start(), last.min(range.last())));
-    let above = hole.last().checked_add(1).and_then(|start| IovaRange::new(start.max(range.start()), range.last()));
+    let below =
+        hole.start().checked_sub(1).and_then(|last| IovaRange::new(range.start(), last.min(range.last())));
+    let above =
+        hole.last().checked_add(1).and_then(|start| IovaRange::new(start.max(range.start()), range.last()));
     below.into_iter().chain(above)
 }
 
@@ -104,7 +108,10 @@ mod tests {
         let nothing = narrow(&[device(&[], 4096)]).expect_err("nothing is left").to_string();
         assert!(nothing.starts_with("--aperture 0x0-0xffffffffffffffff: the IOMMUs of"), "{nothing}");
         let coarse = narrow(&[device(SMMU, 0x1_0000)]).expect_err("the host has large pages").to_string();
-        assert!(coarse.ends_with("0000:65:00.0 maps no less than 0x10000 bytes; write --granule 0x10000"), "{coarse}");
+        assert!(
+            coarse.ends_with("0000:65:00.0 maps no less than 0x10000 bytes; write --granule 0x10000"),
+            "{coarse}"
+        );
     }
 
     #[test]

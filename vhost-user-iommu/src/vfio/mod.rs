@@ -23,7 +23,7 @@ use viommu_nested::{Cdev, Error};
 
 use crate::config::{Config, EndpointConfig, EndpointKind, VfioDevice};
 use crate::fd::inherited;
-use crate::sync::lock;
+use crate::sync::{Wake, lock};
 use crate::usage_error::UsageError;
 
 use facts::Facts;
@@ -37,6 +37,7 @@ pub struct Vfio {
     facts: BTreeMap<EndpointId, Facts>,
     /// The user's own MSI region, or that there is none; otherwise the host's counts.
     msi_region: Option<Option<IovaRange>>,
+    released: Arc<Wake>,
 }
 
 impl Vfio {
@@ -61,8 +62,21 @@ impl Vfio {
         let msi_region = config.msi_region_is_given.then_some(config.msi_region);
         let doorbell = msi_region.unwrap_or_else(|| facts.values().find_map(iovas::msi_region));
         let mut shadow = Shadow::new(&context, doorbell).map_err(|error| not_suited(&error))?;
-        devices.into_iter().for_each(|(endpoint, device)| shadow.add(endpoint, device));
-        Ok(Some(Vfio { shadow: Mutex::new(shadow), facts, msi_region }))
+        for (endpoint, device) in devices {
+            shadow.add(endpoint, device, facts.get(&endpoint).and_then(|facts| facts.group));
+        }
+        let released = Wake::new().map_err(|error| {
+            UsageError::new(
+                format!("the system refuses a file descriptor: {error}"),
+                "raise its limits (ulimit)",
+            )
+        })?;
+        Ok(Some(Vfio { shadow: Mutex::new(shadow), facts, msi_region, released: Arc::new(released) }))
+    }
+
+    /// What becomes readable when the devices have been let go of: the descriptors serve one VMM.
+    pub fn released(&self) -> Arc<Wake> {
+        self.released.clone()
     }
 
     /// The part of `aperture` in which all of the devices can be mapped to, in whole granules.
@@ -71,8 +85,8 @@ impl Vfio {
     /// There is none, or the granule is too small.
     pub fn narrow(&self, aperture: IovaRange, page_size_mask: u64) -> Result<IovaRange, UsageError> {
         let granule = Granule::of_mask(page_size_mask);
-        let narrowed =
-            granule.map_or(Ok(aperture), |granule| iovas::narrowed(aperture, granule, self.facts.values()))?;
+        let narrowed = granule
+            .map_or(Ok(aperture), |granule| iovas::narrowed(aperture, granule, self.facts.values()))?;
         if narrowed != aperture && aperture != IovaRange::ALL {
             info!("aperture {narrowed} instead of {aperture}: the devices' IOMMUs translate no more");
         }
@@ -102,9 +116,13 @@ impl Vfio {
         }
     }
 
-    /// Whether the device of an endpoint does no DMA.
+    /// Whether the device of an endpoint does no DMA, and neither do those that move with it.
     pub fn is_quiet(&self, endpoint: EndpointId) -> bool {
-        self.shadow().device(endpoint).is_some_and(Device::is_quiet)
+        let shadow = self.shadow();
+        shadow
+            .group_of(endpoint)
+            .into_iter()
+            .all(|member| shadow.device(member).is_some_and(Device::is_quiet))
     }
 
     /// The address spaces.

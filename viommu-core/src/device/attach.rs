@@ -41,7 +41,8 @@ impl Device {
         //= virtio#devicenormative:IOMMU/ATTACH request A21a
         // What the host cannot isolate cannot have address spaces of its own.
         let group = self.endpoints.get(&id).and_then(|endpoint| endpoint.group);
-        let others = self.endpoints.iter().filter(|(other, endpoint)| **other != id && endpoint.group == group);
+        let others =
+            self.endpoints.iter().filter(|(other, endpoint)| **other != id && endpoint.group == group);
         for (other, domain) in others.filter_map(|(other, endpoint)| Some((*other, endpoint.domain?))) {
             let is_bypass = self.domains.get(&domain).is_some_and(Domain::is_bypass);
             if group.is_some() && domain != to && !(bypass && is_bypass) {

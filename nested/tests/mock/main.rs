@@ -2,13 +2,15 @@
 
 //! Every owner and command with the kernel's mock driver: `scripts/test l1` runs this in a kernel that has it.
 
+mod failures;
+
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::io::Errno;
 use viommu_core::{Access, Iova, IovaRange};
 use viommu_nested::mock::{self, MockDevice};
 use viommu_nested::object::*;
@@ -388,89 +390,4 @@ fn another_process_can_be_charged_for_memory_of_files_only() {
     let whole = Box::leak(Box::new(region)).as_volatile_slice();
     ioas.map(&range(MIB, MIB), &whole, Access::all().into()).expect("it maps");
     assert_eq!(errno(ioas.context().change_process()), Errno::INVAL);
-}
-
-/// Runs `operation` again and again, of whose allocations and checks in the kernel the first fails, then the second, and
-/// so on until none is left to fail; `check` looks at what each left behind.
-fn fail_each<T>(mut operation: impl FnMut() -> Result<T>, mut check: impl FnMut(Result<T>)) {
-    // Open all the time: to open it could fail as well.
-    let thread = File::options().read(true).write(true).open("/proc/thread-self/fail-nth");
-    let thread = thread.expect("a kernel with fault injection");
-    for nth in 1..1000 {
-        pwrite(&thread, nth.to_string().as_bytes(), 0).expect("it is set");
-        let result = operation();
-        let mut left = [0; 1];
-        pread(&thread, &mut left, 0).expect("it is told");
-        pwrite(&thread, b"0", 0).expect("it ends");
-        // Zero once it has failed.
-        let is_through = left != *b"0";
-        assert!(!is_through || result.is_ok(), "failure {nth} did not happen, yet: {:?}", result.err());
-        check(result);
-        if is_through {
-            assert!(nth > 1, "nothing in it can fail");
-            return;
-        }
-    }
-    panic!("there is no end to what can fail");
-}
-
-#[test]
-fn whatever_fails_in_the_kernel_changes_nothing() {
-    allow_failures();
-    let context = context();
-    let (guest, domain) = (Ioas::new(&context).expect("one"), Ioas::new(&context).expect("another"));
-    let device = MockDevice::new(&context, &PageTable::Auto(domain.clone())).expect("a device");
-    let (file, region) = memory(MIB);
-    let whole = region.as_volatile_slice();
-    let is_mapped = |hwpt| mock::check_map(&domain, hwpt, Iova(START), &whole).is_ok();
-
-    fail_each(
-        || guest.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()),
-        |mapped| assert_eq!(guest.unmap(&range(0, MIB)).is_ok(), mapped.is_ok()),
-    );
-    guest.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
-    fail_each(
-        || domain.copy_from(&range(0, MIB), &guest, Iova(START), Access::all().into()),
-        |copied| {
-            assert_eq!(is_mapped(device.hwpt()), copied.is_ok());
-            assert_eq!(domain.unmap(&range(0, MIB)).is_ok(), copied.is_ok());
-        },
-    );
-    domain.copy_from(&range(0, MIB), &guest, Iova(START), Access::all().into()).expect("it copies");
-    fail_each(
-        || Hwpt::paging(device.device(), &domain, HwptFlags::NEST_PARENT),
-        |hwpt| {
-            let Ok(hwpt) = hwpt else { return };
-            assert!(is_mapped(hwpt.id()));
-        },
-    );
-    let other = Hwpt::paging(device.device(), &domain, HwptFlags::empty()).expect("a page table");
-    fail_each(
-        || device.attach(&PageTable::Hwpt(other.clone()), None),
-        |attached| {
-            if attached.is_ok() {
-                device.attach(&PageTable::Auto(domain.clone()), None).expect("back");
-            }
-        },
-    );
-    fail_each(
-        || domain.unmap(&range(0, MIB)),
-        |unmapped| match unmapped {
-            // The kernel can do without some of what fails.
-            Ok(bytes) => {
-                assert_eq!(bytes, MIB);
-                let again = domain.copy_from(&range(0, MIB), &guest, Iova(START), Access::all().into());
-                again.expect("it copies");
-            }
-            Err(_) => assert!(is_mapped(other.id()), "it is all there"),
-        },
-    );
-}
-
-/// Lets allocations fail that the kernel makes on behalf of a thread which asks for it, and the mock's own checks.
-fn allow_failures() {
-    let debug = Path::new("/sys/kernel/debug");
-    for (file, value) in [("failslab/ignore-gfp-wait", "N"), ("fail_iommufd/task-filter", "N")] {
-        fs::write(debug.join(file), value).unwrap_or_else(|error| panic!("{file}: {error}"));
-    }
 }
