@@ -57,11 +57,26 @@ impl Daemon {
     /// # Errors
     /// It is not built or does not get ready; then with what it said.
     pub fn start(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Daemon> {
+        Daemon::of(Daemon::command(arguments)?)
+    }
+
+    /// The command that starts the daemon with these arguments, for [`Daemon::of`].
+    ///
+    /// # Errors
+    /// It has not been built.
+    pub fn command(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Command> {
         // It goes with the thread that starts it, whatever becomes of that.
-        let mut process = Command::new("setpriv")
-            .args(["--pdeathsig", "TERM", "--"])
-            .arg(Self::program()?)
-            .args(arguments)
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM", "--"]).arg(Self::program()?).args(arguments);
+        Ok(command)
+    }
+
+    /// Starts the daemon by this command and waits until it is ready.
+    ///
+    /// # Errors
+    /// As for [`Daemon::start`].
+    pub fn of(mut command: Command) -> Result<Daemon> {
+        let mut process = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

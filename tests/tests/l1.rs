@@ -2,6 +2,8 @@
 
 //! The arm64 host itself: it has what tests of iommufd and VFIO need. What programs of ours do there without a guest.
 
+use std::env;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -101,6 +103,37 @@ fn run_with_mock(test: &str) -> Result<()> {
     };
     let tests = l1::build_test("viommu-nested", test, "mock")?;
     let report = Machine::new(&testbed).program("tests", &tests).job("tests").run(WITHIN)?;
+    assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
+    println!("{}", report.lines.join("\n"));
+    Ok(())
+}
+
+/// The daemon with devices that do DMA, by the tests in `tests/vfio_vmm`. The environment variable `VFIO_TESTS` has further
+/// arguments for them, such as a part of a name; `VFIO_REQUESTS` is passed on, see `tests/vfio_vmm/endurance.rs`.
+#[test]
+fn devices_reach_what_the_guest_says_and_nothing_else() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let stand_in = concat!(env!("CARGO_MANIFEST_DIR"), "/l1/setpriv");
+    let arguments = env::var("VFIO_TESTS").unwrap_or_default();
+    let requests = env::var("VFIO_REQUESTS").map(|count| format!("export VFIO_REQUESTS={count}"));
+    let job = "for function in $(pci_functions 1b36:0005) $(pci_functions 1234:11e8); do
+          give_to_vfio $function >/dev/null
+        done";
+    let job = format!("{job}\n{}\ntests --test-threads=1 {arguments}", requests.unwrap_or_default());
+    let report = Machine::new(&testbed)
+        .device("iommu-testdev")
+        .device("iommu-testdev")
+        .device(EDU)
+        // A pair that shares a group: nothing keeps the functions of one such device from each other.
+        .device("iommu-testdev,addr=10.0,multifunction=on")
+        .device("iommu-testdev,addr=10.1")
+        .program("setpriv", Path::new(stand_in))
+        .program("vhost-user-iommu", &l1::build("vhost-user-iommu", "vhost-user-iommu")?)
+        .program("tests", &l1::build_test("viommu-tests", "vfio_vmm", "l1")?)
+        .job(&job)
+        .run(WITHIN)?;
     assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
     println!("{}", report.lines.join("\n"));
     Ok(())
