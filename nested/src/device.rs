@@ -2,11 +2,13 @@
 
 //! Devices of an iommufd context: bound to it, attached to what it has.
 
+mod config_space;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -16,6 +18,9 @@ use crate::error::{Error, Result};
 use crate::object::{Context, PageTable};
 use crate::uapi::ioctl::{self, Buffer, Command};
 use crate::uapi::types::{HotResetInfo, iommu_hw_info};
+
+pub use config_space::ConfigSpace;
+use config_space::Region;
 
 /// The number of a device in a context (`dev_id`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +54,7 @@ pub trait Attach: fmt::Debug + Send {
 #[derive(Debug)]
 pub struct Cdev {
     file: OwnedFd,
+    config_region: OnceLock<Region>,
 }
 
 /// A device that shares a reset with another.
@@ -72,12 +78,12 @@ impl Cdev {
     pub fn open(path: &Path) -> Result<Cdev> {
         let opened = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let about = format_args!("{}", path.display());
-        Ok(Cdev { file: opened.map_err(|errno| Error::of_call("open", errno, about))? })
+        Ok(Cdev::adopt(opened.map_err(|errno| Error::of_call("open", errno, about))?))
     }
 
     /// Takes over a descriptor of one that another process opened.
     pub fn adopt(file: OwnedFd) -> Cdev {
-        Cdev { file }
+        Cdev { file, config_region: OnceLock::new() }
     }
 
     /// Brings the device into a context, where it can reach nothing at first.
@@ -97,12 +103,14 @@ impl Cdev {
     ///
     /// # Errors
     /// Of `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`: ENODEV when neither bus nor slot can be reset, EINVAL before it is
-    /// bound.
+    /// bound, ENOSPC when there are more than 1024.
     pub fn reset_peers(&self) -> Result<Vec<ResetPeer>> {
         let mut command = HotResetInfo::default();
         self.call(&mut command, format_args!("of a cdev"))?;
-        // The kernel's VFIO_PCI_DEVID_OWNED and VFIO_PCI_DEVID_NOT_OWNED.
-        let number = |devid| (devid as i32 > 0).then_some(DeviceId(devid));
+        // Else they are groups, of a device that was opened through VFIO's group files.
+        let are_numbers = command.flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID != 0;
+        // The kernel's VFIO_PCI_DEVID_OWNED and VFIO_PCI_DEVID_NOT_OWNED are 0 and -1.
+        let number = |devid| (are_numbers && devid as i32 > 0).then_some(DeviceId(devid));
         let peers = command.devices().iter().map(|peer| ResetPeer {
             device: number(peer.devid),
             segment: peer.segment,
@@ -158,6 +166,11 @@ impl<D: Attach> Attached<D> {
         &self.device
     }
 
+    /// The device, without what it is attached to: to be detached before.
+    pub fn into_device(self) -> D {
+        self.device
+    }
+
     /// What it, or one of its PASIDs, is attached to.
     pub fn table(&self, pasid: Option<u32>) -> Option<&PageTable> {
         self.tables.get(&pasid)
@@ -171,6 +184,11 @@ impl<D: Attach> Attached<D> {
         self.device.attach(&table, pasid)?;
         self.tables.insert(pasid, table);
         Ok(())
+    }
+
+    /// Takes note that it is attached to `table`, since another of its group is.
+    pub fn followed(&mut self, table: PageTable) {
+        self.tables.insert(None, table);
     }
 
     /// Lets it reach nothing.
@@ -197,8 +215,8 @@ pub struct HwInfo {
     pub capabilities: u64,
 }
 
-/// Bytes that the largest vendor's type may have.
-const HW_INFO_BYTES_MAX: usize = 256;
+/// More bytes than any vendor's type has today.
+const HW_INFO_BYTES: usize = 256;
 
 impl HwInfo {
     /// Of the IOMMU that `device` is behind.
@@ -206,16 +224,21 @@ impl HwInfo {
     /// # Errors
     /// Of `IOMMU_GET_HW_INFO`: ENOENT when the number is no device's.
     pub fn of(context: &Arc<Context>, device: DeviceId) -> Result<HwInfo> {
-        let mut data = vec![0; HW_INFO_BYTES_MAX];
-        let mut command = iommu_hw_info { dev_id: device.0, ..Default::default() };
-        context.call(&mut command, Buffer::of(&mut data), format_args!("device {device}"))?;
-        data.truncate(command.data_len as usize);
-        Ok(HwInfo {
-            data_type: command.data_type,
-            data,
-            pasid_bits: command.out_max_pasid_log2,
-            capabilities: command.out_capabilities,
-        })
+        let mut data = vec![0; HW_INFO_BYTES];
+        loop {
+            let mut command = iommu_hw_info { dev_id: device.0, ..Default::default() };
+            context.call(&mut command, Buffer::of(&mut data), format_args!("device {device}"))?;
+            let is_whole = command.data_len as usize <= data.len();
+            data.resize(command.data_len as usize, 0);
+            if is_whole {
+                return Ok(HwInfo {
+                    data_type: command.data_type,
+                    data,
+                    pasid_bits: command.out_max_pasid_log2,
+                    capabilities: command.out_capabilities,
+                });
+            }
+        }
     }
 
     /// Whether `number` is that of a device in the context: the numbers of all objects are of one kind.

@@ -14,7 +14,6 @@ use crate::uapi::ioctl::Command;
 pub struct Error {
     call: &'static str,
     about: String,
-    #[source]
     errno: Errno,
 }
 

@@ -6,6 +6,7 @@
 //! 16 MiB up to 2 GiB.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
@@ -16,7 +17,7 @@ use crate::device::{Attach, DeviceId};
 use crate::error::{Error, Result};
 use crate::object::{Context, Hwpt, Ioas, PageTable};
 use crate::uapi::ioctl::Buffer;
-use crate::uapi::types::{IOMMU_TEST_OP_MD_CHECK_MAP, iommu_test_cmd};
+use crate::uapi::types::{IOMMU_TEST_OP_DIRTY, IOMMU_TEST_OP_MD_CHECK_MAP, iommu_test_cmd};
 
 /// The type of a nested page table's description (`IOMMU_HWPT_DATA_SELFTEST`): two words, the value of its cache and 0.
 pub const HWPT_DATA: u32 = 0xdead;
@@ -50,7 +51,8 @@ pub struct MockDevice {
     /// The number of the mock driver's own object, which goes with the context.
     mock: u32,
     device: DeviceId,
-    hwpt: u32,
+    /// What it is attached to.
+    hwpt: AtomicU32,
     pasids: Mutex<BTreeSet<u32>>,
 }
 
@@ -63,7 +65,7 @@ impl MockDevice {
         let words = [0, 0, 0, DEVICE_PASID];
         let [mock, hwpt, device, ..] = call(context, MOCK_DOMAIN_FLAGS, table.id(), &words, Buffer::NONE)?;
         let device = DeviceId(device);
-        Ok(MockDevice { context: context.clone(), mock, device, hwpt, pasids: Mutex::default() })
+        Ok(MockDevice { context: context.clone(), mock, device, hwpt: hwpt.into(), pasids: Mutex::default() })
     }
 
     /// Its number in the context.
@@ -71,9 +73,9 @@ impl MockDevice {
         self.device
     }
 
-    /// The page table that the kernel chose for it when it was made.
-    pub fn first_hwpt(&self) -> u32 {
-        self.hwpt
+    /// The page table that it is attached to, of the kernel's choice where it was an address space.
+    pub fn hwpt(&self) -> u32 {
+        self.hwpt.load(Ordering::Relaxed)
     }
 
     /// Raises a page request.
@@ -114,8 +116,8 @@ impl MockDevice {
 impl Attach for MockDevice {
     fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
         let Some(pasid) = pasid else {
-            return call(&self.context, MOCK_DOMAIN_REPLACE, self.mock, &[table.id()], Buffer::NONE)
-                .map(drop);
+            let replaced = call(&self.context, MOCK_DOMAIN_REPLACE, self.mock, &[table.id()], Buffer::NONE);
+            return replaced.map(|[hwpt, ..]| self.hwpt.store(hwpt, Ordering::Relaxed));
         };
         let mut pasids = self.pasids.lock().unwrap_or_else(PoisonError::into_inner);
         let op = if pasids.contains(&pasid) { PASID_REPLACE } else { PASID_ATTACH };
@@ -142,6 +144,15 @@ impl Attach for MockDevice {
 pub fn check_map(ioas: &Ioas, hwpt: u32, iova: Iova, memory: &VolatileSlice<'_>) -> Result<()> {
     let words = [iova.0 as u32, (iova.0 >> 32) as u32];
     call(ioas.context(), IOMMU_TEST_OP_MD_CHECK_MAP, hwpt, &words, Buffer::of_shared(memory)).map(drop)
+}
+
+/// Marks as written what the page table has at `iova`, a page of so many bytes.
+///
+/// # Errors
+/// EINVAL for a page table without [`HwptFlags::DIRTY_TRACKING`](crate::object::HwptFlags::DIRTY_TRACKING).
+pub fn mark_written(hwpt: &Hwpt, iova: Iova, page_size: u32) -> Result<()> {
+    let words = [0, 0, iova.0 as u32, (iova.0 >> 32) as u32, 0, 0, page_size];
+    call(hwpt.context(), IOMMU_TEST_OP_DIRTY, hwpt.id(), &words, Buffer::of(&mut [1])).map(drop)
 }
 
 /// Whether a nested page table's cache holds this in a slot.

@@ -82,6 +82,8 @@ fn structures() -> Facts {
         vfio_device_bind_iommufd { argsz, flags, iommufd, out_devid, token_uuid_ptr }
         vfio_device_attach_iommufd_pt { argsz, flags, pt_id, pasid }
         vfio_device_detach_iommufd_pt { argsz, flags, pasid }
+        vfio_device_info { argsz, flags, num_regions, num_irqs, cap_offset, pad }
+        vfio_region_info { argsz, flags, index, cap_offset, size, offset }
         vfio_pci_dependent_device { devid, segment, bus, devfn }
     }
     // Ours ends in room for devices, C's in none.

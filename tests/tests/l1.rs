@@ -62,15 +62,50 @@ fn a_static_program_of_ours_runs_in_the_host() -> Result<()> {
     Ok(())
 }
 
-/// Every owner and command of viommu-nested, by its own tests.
-#[test]
-fn iommufd_does_for_the_mock_what_it_is_asked() -> Result<()> {
+/// Runs a test program of viommu-nested that needs the mock driver.
+fn run_with_mock(test: &str) -> Result<()> {
     let Some(testbed) = Testbed::find_for_test()? else {
         return Ok(());
     };
-    let tests = l1::build_test("viommu-nested", "mock", "mock")?;
+    let tests = l1::build_test("viommu-nested", test, "mock")?;
     let report = Machine::new(&testbed).program("tests", &tests).job("tests").run(WITHIN)?;
     assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
+    println!("{}", report.lines.join("\n"));
+    Ok(())
+}
+
+/// Every owner and command.
+#[test]
+fn iommufd_does_for_the_mock_what_it_is_asked() -> Result<()> {
+    run_with_mock("mock")
+}
+
+#[test]
+fn the_address_spaces_of_a_guest_follow_its_mappings_whatever_fails() -> Result<()> {
+    run_with_mock("shadow")
+}
+
+/// The same with devices that do DMA through an SMMUv3.
+#[test]
+fn vfio_does_for_devices_what_it_is_asked() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let tests = l1::build_test("viommu-nested", "cdev", "cdev-tests")?;
+    let job = "export TESTDEV=$(give_to_vfio $(pci_functions 1b36:0005))
+        for edu in $(pci_functions 1234:11e8); do
+          case $edu in
+            0000:00:*) export EDU=$(give_to_vfio $edu) ;;
+            *) export EDU_BEHIND_PORT=$(give_to_vfio $edu) ;;
+          esac
+        done
+        tests --test-threads=1";
+    let machine = Machine::new(&testbed)
+        .device(EDU)
+        .device("iommu-testdev")
+        .device("pcie-root-port,id=port1,chassis=1")
+        .device(&format!("{EDU},bus=port1"));
+    let report = run(machine.program("tests", &tests).job(job))?;
     println!("{}", report.lines.join("\n"));
     Ok(())
 }

@@ -4,7 +4,7 @@
 //!
 //! Makes no sense of the options together: that is [`Config`](crate::Config)'s matter.
 
-use std::{num::NonZeroU32, path::PathBuf};
+use std::{ffi::OsString, num::NonZeroU32, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use viommu_core::mapping::Mappings;
@@ -56,6 +56,33 @@ pub(crate) enum Tool {
     /// are those the daemon uses for the same endpoints.
     #[command(verbatim_doc_comment)]
     Viot(ViotArgs),
+
+    /// Start the daemon, then a VMM that has the same physical devices open
+    ///
+    /// Opens /dev/iommu and the device of each endpoint that is given with vfio=DEVICE, starts the
+    /// daemon, waits until that is ready, and becomes the VMM. In the VMM's arguments {iommufd} and
+    /// {vfio:ID} are replaced by the numbers of the open files. The daemon ends when the VMM has.
+    #[command(verbatim_doc_comment, after_help = LAUNCH_EXAMPLE)]
+    Launch(LaunchArgs),
+}
+
+/// The options of `launch`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LaunchArgs {
+    #[command(flatten)]
+    pub(crate) options: Options,
+
+    /// Read options of the daemon from FILE as well, as the daemon does
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Start nothing: print how the same is done in bash
+    #[arg(long)]
+    pub(crate) print: bool,
+
+    /// The VMM's program and arguments, after `--`
+    #[arg(last = true, required = true, value_name = "VMM")]
+    pub(crate) vmm: Vec<OsString>,
 }
 
 /// The options of `viot`.
@@ -91,13 +118,19 @@ pub(crate) struct Options {
     pub(crate) fd: Option<i32>,
 
     #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are for the reader of --help")]
-    /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK]
+    /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK] or ID,vfio=DEVICE
     ///
     /// ID is a PCI address [SEGMENT:]BUS:DEV.FN or a number (decimal, or 0x and hexadecimal). With the
     /// two sockets, the VMM connects to FRONT for the device that a vhost-user back-end serves at
-    /// BACK; without them the endpoint is known to the guest and nothing is enforced.
+    /// BACK. DEVICE is a physical one: fd:N is its VFIO device file, as the VMM has it open; `launch`
+    /// also takes its PCI address on this machine, or the path of that file. With neither, the
+    /// endpoint is known to the guest and nothing is enforced.
     #[arg(long = "endpoint", value_name = "SPEC", help_heading = ENDPOINTS, verbatim_doc_comment)]
     pub(crate) endpoints: Vec<EndpointConfig>,
+
+    /// Attach physical devices through the open file descriptor N, the VMM's own /dev/iommu
+    #[arg(long, value_name = "N", help_heading = ENDPOINTS, value_parser = parse_fd)]
+    pub(crate) iommufd: Option<i32>,
 
     /// The smallest unit of mapping in bytes: a power of two, 4k to 1G
     ///
@@ -129,6 +162,12 @@ pub(crate) struct Options {
     /// Firmware needs it: it drives disks before any IOMMU driver runs.
     #[arg(long, value_name = "on|off", help_heading = BEHAVIOUR, default_value = "on", hide_possible_values = true)]
     pub(crate) boot_bypass: Switch,
+
+    /// End, as if by SIGTERM, when the other end of the pipe at the open file descriptor N is closed
+    ///
+    /// Whoever holds that end decides how long this process lives: `launch` gives it to the VMM.
+    #[arg(long, value_name = "N", help_heading = BEHAVIOUR, value_parser = parse_fd, verbatim_doc_comment)]
+    pub(crate) exit_with: Option<i32>,
 
     /// How long an UNMAP or DETACH waits for a back-end to confirm, in milliseconds
     #[arg(long, value_name = "MS", help_heading = BEHAVIOUR, default_value = "2000", value_parser = parse_positive)]
@@ -179,7 +218,7 @@ pub(crate) enum MsiRegion {
     At(IovaRange),
 }
 
-fn parse_fd(text: &str) -> Result<i32, UsageError> {
+pub(crate) fn parse_fd(text: &str) -> Result<i32, UsageError> {
     text.parse().ok().filter(|fd| *fd >= 0).ok_or_else(|| {
         UsageError::new(
             format!("`{text}` is not the number of a file descriptor"),
@@ -247,3 +286,14 @@ Example: a disk that another vhost-user back-end serves at blk.sock, behind the 
       -device vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=c0,addr=8 \\
       -chardev socket,id=c1,path=blk-front.sock \\
       -device vhost-user-blk-pci,chardev=c1,iommu_platform=on,disable-legacy=on,addr=9";
+
+const LAUNCH_EXAMPLE: &str = "\
+Example: the NVMe disk 0000:65:00.0 behind the IOMMU
+  vhost-user-iommu viot --iommu 00:08.0 --endpoint 00:09.0 --output viot.dat
+  vhost-user-iommu launch --socket-path iommu.sock --endpoint 00:09.0,vfio=0000:65:00.0 -- \\
+      qemu-system-x86_64 -M q35,memory-backend=m -m 512 -acpitable file=viot.dat ... \\
+      -object memory-backend-memfd,id=m,size=512M,share=on \\
+      -chardev socket,id=c0,path=iommu.sock \\
+      -device vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=c0,addr=8 \\
+      -object iommufd,id=iommufd0,fd={iommufd} \\
+      -device vfio-pci,iommufd=iommufd0,fd={vfio:00:09.0},addr=9";

@@ -9,13 +9,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use log::{Level, info};
-use signal_hook::consts::{SIGHUP, TERM_SIGNALS};
-use signal_hook::iterator::Signals;
+use log::{Level, info, warn};
+use sd_notify::NotifyState;
 use viommu_core::EndpointId;
 
 use crate::config::{Config, EndpointKind, Listen};
-use crate::fd::inherited_listener;
+use crate::ending::Ending;
+use crate::fd::{inherited_listener, inherited_pipe};
 use crate::iommu::Iommu;
 use crate::listen::{SocketFile, listen};
 use crate::orders::{Invalidator, Orders, orders};
@@ -24,6 +24,7 @@ use crate::session;
 use crate::sync::Wake;
 use crate::throttle::Throttle;
 use crate::usage_error::UsageError;
+use crate::vfio::Vfio;
 
 /// A relay before it has a device to ask.
 struct Prepared {
@@ -34,33 +35,53 @@ struct Prepared {
     orders: Orders,
 }
 
-/// Serves the device until SIGTERM, SIGINT, SIGQUIT or SIGHUP, and then leaves nothing behind.
+/// Serves the device until SIGTERM, SIGINT, SIGQUIT or SIGHUP, or until whoever it is to end with is gone, and then
+/// leaves nothing behind.
 ///
 /// # Errors
 /// What keeps the device from being served as asked; nothing is left behind then either.
 pub fn run(config: &Config) -> Result<(), UsageError> {
     env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
     let mut files = Vec::new();
+    // What takes a file descriptor by its number comes before anything else is opened.
+    let pipe = config.exit_with.map(|number| inherited_pipe("exit-with", number)).transpose()?;
     let listener = match &config.listen {
-        // Before anything else is opened, since it takes a file descriptor by its number.
         Listen::Fd(number) => inherited_listener(*number)?,
         Listen::Path(path) => keep(listen("socket-path", path)?, &mut files),
     };
-    let mut signals = Signals::new(TERM_SIGNALS.iter().chain(&[SIGHUP])).map_err(short_of)?;
+    let vfio = Vfio::prepare(config)?;
+    let config = &narrowed(config, vfio.as_ref())?;
+    let released = vfio.as_ref().map(Vfio::released);
+    let mut ending = Ending::new(pipe, released).map_err(short_of)?;
     let (relays, invalidators) = prepare_relays(config, &mut files)?;
     let event_waits = Arc::new(Wake::new().map_err(short_of)?);
-    let iommu = Iommu::new(config, invalidators, event_waits.clone());
+    let iommu = Iommu::new(config, invalidators, vfio, event_waits.clone());
     let iommu =
         Arc::new(iommu.map_err(|error| UsageError::new(error.to_string(), "change the option it names"))?);
     for prepared in relays {
         start_relay(prepared, config, &iommu)?;
     }
+    let tended_iommu = iommu.clone();
+    start("devices", move || tended_iommu.tend_devices())?;
     let session_iommu = iommu.clone();
     start("session", move || session::serve(listener, &session_iommu, &event_waits))?;
     info!("ready: {} endpoints, aperture {}", config.endpoints.len(), config.aperture);
-    signals.forever().next();
-    info!("told to end; {}", iommu.account());
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        warn!("nobody can be told through NOTIFY_SOCKET: {error}");
+    }
+    let end = ending.wait().map_err(short_of)?;
+    // Whoever wanted to know of the start may be gone.
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    iommu.release_devices();
+    info!("{end}; {}", iommu.account());
     Ok(())
+}
+
+/// With an aperture that the devices of the host can have.
+fn narrowed(config: &Config, vfio: Option<&Vfio>) -> Result<Config, UsageError> {
+    let narrow = |vfio: &Vfio| vfio.narrow(config.aperture, config.page_size_mask);
+    let aperture = vfio.map_or(Ok(config.aperture), narrow)?;
+    Ok(Config { aperture, ..config.clone() })
 }
 
 fn prepare_relays(

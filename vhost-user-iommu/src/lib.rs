@@ -8,8 +8,10 @@
 mod args;
 mod config;
 mod daemon;
+mod ending;
 mod fd;
 pub mod iommu;
+mod launch;
 mod listen;
 mod machine_layout;
 pub mod message;
@@ -17,16 +19,19 @@ pub mod orders;
 mod pci;
 pub mod relay;
 pub mod session;
+mod signals;
 mod size;
 pub mod sync;
 pub mod throttle;
 mod usage_error;
+mod vfio;
 mod viot;
 
 use std::io::{self, Write};
 
-pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, parse};
+pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, VfioDevice, parse};
 pub use daemon::run;
+pub use launch::{LaunchCommand, LaunchError};
 pub use pci::PciAddress;
 pub use usage_error::UsageError;
 pub use viot::ViotCommand;

@@ -34,6 +34,12 @@ impl PciAddress {
         EndpointId(u32::from(self.segment) << 16 | u32::from(self.bdf))
     }
 
+    /// With its segment, as sysfs names it.
+    pub fn in_full(self) -> String {
+        let segment = if self.segment == 0 { "0000:" } else { "" };
+        format!("{segment}{self}")
+    }
+
     /// The function whose [`endpoint_id`](Self::endpoint_id) is `id`.
     pub fn of_endpoint_id(id: EndpointId) -> PciAddress {
         PciAddress { segment: (id.0 >> 16) as u16, bdf: (id.0 & 0xffff) as u16 }
@@ -102,6 +108,7 @@ mod tests {
             assert_eq!(address.endpoint_id(), EndpointId(id), "{text}");
             assert_eq!(PciAddress::of_endpoint_id(EndpointId(id)), address);
             assert_eq!(address.to_string(), shown);
+            assert!(address.in_full().len() == 12 && address.in_full().ends_with(shown), "{text}");
         }
     }
 

@@ -97,10 +97,48 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
             "--endpoint 1: the socket f is taken already by socket-path; ",
         ),
         (
+            &["--fd=3", "--endpoint=1,vfio=65:00.0"],
+            "--endpoint 1: a VMM has to share the file descriptors of 0000:65:00.0 and of /dev/iommu; use `vhost-user-iommu launch`",
+        ),
+        (
+            &["--fd=3", "--iommufd=4", "--endpoint=1,vfio=/dev/vfio/devices/vfio0"],
+            "--endpoint 1: a VMM has to share the file descriptors of /dev/vfio/devices/vfio0 and",
+        ),
+        (
+            &["--fd=3", "--endpoint=1,vfio=fd:4"],
+            "--endpoint 1: nothing says on which /dev/iommu the VMM has this device; ",
+        ),
+        (
+            &["--fd=3", "--iommufd=3"],
+            "--iommufd 3: the file descriptor 3 is given as --fd already; give each",
+        ),
+        (
+            &["--fd=3", "--iommufd=4", "--endpoint=1,vfio=fd:4"],
+            "--endpoint 1: the file descriptor 4 is given as --iommufd already; ",
+        ),
+        (&["--iommufd", "x"], "--iommufd x: `x` is not the number of a file descriptor; "),
+        (
+            &["--fd=3", "--iommufd=4", "--endpoint=1,vfio=fd:5", "--endpoint=2,vfio=fd:5"],
+            "--endpoint 2: the device fd:5 is that of 1 already; ",
+        ),
+        (
             &["--config", "/nonexistent/vm.toml"],
             "--config /nonexistent/vm.toml: the configuration file cannot be read: ",
         ),
         (&["--fd", "3", "viot", "--iommu", "0:1.0"], "`--fd` is an option of the daemon; "),
+        (&["--fd", "3", "launch", "--", "vmm"], "`--fd` is an option of the daemon; "),
+        (
+            &["launch", "--fd=3", "--endpoint=1,vfio=fd:4", "--", "vmm"],
+            "`{iommufd}` is missing in the VMM's arguments",
+        ),
+        (
+            &["launch", "--fd=999", "--", "vmm"],
+            "--fd 999: no such file descriptor was passed to this process; ",
+        ),
+        (
+            &["launch", "--socket-path=x", "--endpoint=1,vfio=ff:1f.7", "--", "vmm", "{iommufd}", "{vfio:1}"],
+            "--endpoint 1: this machine has no PCI function 0000:ff:1f.7; lspci -D",
+        ),
         (&["viot"], "`--iommu` is missing; "),
         (&["viot", "--iommu", "1"], "--iommu 1: `1` is not the address of a PCI function; "),
         (&["viot", "--iommu", "0:1.0"], "no endpoint is named; "),
@@ -126,6 +164,8 @@ fn an_error_of_the_configuration_file_names_file_and_line() {
         ("fd = 3\n\naperture = '1M-2M'\n", "3: aperture 0x100000-0x200000: the range does not consist"),
         ("fd = 3\nsocket-path = 'a'\n", "2: socket-path a: fd is given as well; "),
         ("fd = 3\nendpoint = [\n '1',\n '0x1',\n]\n", "4: endpoint 0x1: this is the same endpoint as 1; "),
+        ("fd = 3\nendpoint = [\n '1,vfio=fd:4',\n]\n", "3: endpoint 1: nothing says on which /dev/iommu"),
+        ("fd = 3\niommufd = 3\n", "2: iommufd 3: the file descriptor 3 is given as --fd already; "),
         ("fd = \n", "1: "),
     ] {
         let (_directory, path) = config_file(text);
@@ -164,6 +204,7 @@ fn help_and_version_go_to_standard_output_with_status_0() {
     for (words, text) in [
         (&["--help"][..], "--unmap-timeout <MS>"),
         (&["viot", "--help"], "--iommu <[SEGMENT:]BUS:DEV.FN>"),
+        (&["launch", "--help"], "-- <VMM>..."),
         (&["--version"], concat!("vhost-user-iommu ", env!("CARGO_PKG_VERSION"))),
     ] {
         let output = run(words);

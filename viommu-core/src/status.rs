@@ -104,6 +104,9 @@ pub enum Reject {
     /// The domain maps something that the endpoint reserves.
     #[error("{1} has mappings in a reserved region of {0}")]
     Incompatible(EndpointId, DomainId),
+    /// Hardware cannot tell the endpoint from another, which is in another domain.
+    #[error("{0} shares a group of the host with {1}, which is in {2}: both must be in one domain")]
+    GroupElsewhere(EndpointId, EndpointId, DomainId),
     /// An UNMAP covers only a part of a mapping.
     #[error("range {0} would split a mapping")]
     Split(IovaRange),
@@ -163,7 +166,7 @@ impl From<&Reject> for Status {
             | Reject::BypassDomain(_)
             | Reject::Overlap(_)
             | Reject::ReservedRegion(_) => Status::Inval,
-            Reject::Incompatible(..) => Status::Unsupp,
+            Reject::Incompatible(..) | Reject::GroupElsewhere(..) => Status::Unsupp,
             Reject::DomainLimit(_) | Reject::MappingLimit(_) | Reject::MappingMemory(_) => Status::NoMem,
             Reject::Host(HostError { errno: HostError::ENOMEM | HostError::ENOSPC, .. }) => Status::NoMem,
             Reject::Host(_) => Status::DevErr,

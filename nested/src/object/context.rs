@@ -62,9 +62,8 @@ impl Context {
     /// [`NotIommufd`] for any other file.
     pub fn adopt(file: OwnedFd) -> std::result::Result<Arc<Context>, NotIommufd> {
         let context = Context { file };
-        // Since the first; no other file has it.
-        let is_iommufd = !context.missing_commands().contains(&"IOMMU_DESTROY");
-        is_iommufd.then(|| Arc::new(context)).ok_or(NotIommufd)
+        // No other file answers. That a command is not refused as unknown says nothing: to VFIO and KVM all are invalid.
+        context.rlimit_mode().map(|_| Arc::new(context)).map_err(|_| NotIommufd)
     }
 
     /// The commands that this kernel lacks, by their names in `linux/iommufd.h`.

@@ -16,7 +16,7 @@ use super::viommu::Viommu;
 use super::{Object, too_long};
 use crate::device::DeviceId;
 use crate::error::{Error, Result};
-use crate::uapi::ioctl::Buffer;
+use crate::uapi::ioctl::{Buffer, bitmap_bytes};
 
 /// A page table (`IOMMU_HWPT_ALLOC`).
 #[derive(Debug)]
@@ -84,7 +84,6 @@ pub struct Invalidated {
     /// How many were done; the one after these was refused.
     pub done: usize,
     /// Why.
-    #[source]
     pub error: Error,
 }
 
@@ -104,13 +103,14 @@ impl Hwpt {
     }
 
     /// The guest's stage-1 tables, which `data` of the vendor's `data_type` (`enum iommu_hwpt_data_type`) describes.
-    /// Page requests of devices attached to it go to `faults`.
+    /// Page requests of devices attached to it go to `faults`. [`HwptFlags::PASID`] is the only flag it can have.
     ///
     /// # Errors
     /// Of `IOMMU_HWPT_ALLOC`: EOPNOTSUPP for what the IOMMU cannot, EINVAL or EIO for data that it refuses.
     pub fn nested(
         device: DeviceId,
         parent: NestedParent,
+        flags: HwptFlags,
         data_type: u32,
         data: &[u8],
         faults: Option<Arc<FaultQueue>>,
@@ -121,7 +121,7 @@ impl Hwpt {
         };
         let fault_flag = iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID;
         let command = iommu_hwpt_alloc {
-            flags: if faults.is_some() { fault_flag } else { 0 },
+            flags: flags.bits() | if faults.is_some() { fault_flag } else { 0 },
             dev_id: device.0,
             pt_id,
             data_type,
@@ -173,33 +173,34 @@ impl Hwpt {
         self.context().call(&mut command, Buffer::NONE, format_args!("HWPT {}, {tracking:?}", self.id()))
     }
 
-    /// What devices wrote in `range`: a bit for each `page_size` bytes from its beginning, the lowest first.
+    /// What devices wrote in `range`: a bit for each `page_size` bytes from its beginning, the lowest first. Where the
+    /// IOMMU has large pages, all of one counts as written, and is forgotten with [`Clearing::Clear`], even if it goes
+    /// beyond the range.
     ///
     /// # Errors
-    /// Of `IOMMU_HWPT_GET_DIRTY_BITMAP`; EINVAL for a page size that is no power of two.
+    /// Of `IOMMU_HWPT_GET_DIRTY_BITMAP`; EINVAL for a page size that is no power of two, ENOMEM when there is no memory
+    /// for that many bits.
     pub fn dirty_bitmap(&self, range: &IovaRange, page_size: u64, clearing: Clearing) -> Result<Vec<u64>> {
         const CALL: &str = "IOMMU_HWPT_GET_DIRTY_BITMAP";
         let about = format_args!("HWPT {}, IOVA {range}, pages of {page_size:#x} bytes", self.id());
-        if !page_size.is_power_of_two() {
-            return Err(Error::of_call(CALL, Errno::INVAL, about));
-        }
         let length = range.span().checked_add(1).ok_or_else(|| too_long(CALL))?;
-        let words = length.checked_div(page_size).map_or(0, |pages| pages.div_ceil(64));
-        let mut bitmap = vec![0u64; usize::try_from(words).map_err(|_| too_long(CALL))?];
+        let bytes =
+            bitmap_bytes(length, page_size).ok_or_else(|| Error::of_call(CALL, Errno::INVAL, about))?;
+        let mut bitmap = zeroed(bytes / 8).ok_or_else(|| Error::of_call(CALL, Errno::NOMEM, about))?;
         let flags = match clearing {
             Clearing::Clear => 0,
             Clearing::Keep => iommufd_hwpt_get_dirty_bitmap_flags_IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
         };
-        let iova = range.start();
         let mut command = iommu_hwpt_get_dirty_bitmap {
             hwpt_id: self.id(),
             flags,
-            iova,
+            iova: range.start(),
             length,
             page_size,
             ..Default::default()
         };
         self.context().call(&mut command, Buffer::of(bitmap.as_mut_bytes()), about)?;
+        end_at(&mut bitmap, length.div_ceil(page_size));
         Ok(bitmap)
     }
 
@@ -235,8 +236,50 @@ pub enum Clearing {
     Keep,
 }
 
+/// So many words, if there is memory for them.
+fn zeroed(words: u64) -> Option<Vec<u64>> {
+    let words = usize::try_from(words).ok()?;
+    let mut bitmap = Vec::new();
+    bitmap.try_reserve_exact(words).ok()?;
+    bitmap.resize(words, 0);
+    Some(bitmap)
+}
+
+/// Forgets all bits from that number on.
+fn end_at(bitmap: &mut Vec<u64>, bits: u64) {
+    bitmap.truncate(bits.div_ceil(64) as usize);
+    if let (Some(last), beyond @ 1..) = (bitmap.last_mut(), bits % 64) {
+        *last &= !(u64::MAX << beyond);
+    }
+}
+
+/// Entries of one call: the kernel takes a copy, for which it needs memory in one piece.
+const ENTRIES_MAX: usize = 4096;
+
 /// An invalidation on a nested HWPT or a vIOMMU.
 pub(super) fn invalidate<E: IntoBytes + Immutable>(
+    context: &Context,
+    id: u32,
+    data_type: u32,
+    entries: &[E],
+) -> std::result::Result<(), Invalidated> {
+    const { assert!(size_of::<E>() > 0, "an entry has bytes") };
+    let mut batches = entries.chunks(ENTRIES_MAX);
+    // None at all ask whether the kernel knows their type.
+    let mut batch = batches.next().unwrap_or_default();
+    let mut before = 0;
+    loop {
+        invalidate_batch(context, id, data_type, batch)
+            .map_err(|stopped| Invalidated { done: before + stopped.done, ..stopped })?;
+        before += batch.len();
+        match batches.next() {
+            Some(next) => batch = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+fn invalidate_batch<E: IntoBytes + Immutable>(
     context: &Context,
     id: u32,
     data_type: u32,
@@ -246,6 +289,15 @@ pub(super) fn invalidate<E: IntoBytes + Immutable>(
     let mut command = iommu_hwpt_invalidate { hwpt_id: id, data_type, entry_len, ..Default::default() };
     let mut bytes = entries.as_bytes().to_vec();
     let about = format_args!("id {id}, {} entries of type {data_type}", entries.len());
-    let result = context.call(&mut command, Buffer::of(&mut bytes), about);
-    result.map_err(|error| Invalidated { done: command.entry_num as usize, error })
+    let Err(error) = context.call(&mut command, Buffer::of(&mut bytes), about) else {
+        return Ok(());
+    };
+    // All of them were done, it says, when the kernel fails before it comes to the first.
+    let done = entries.get(..command.entry_num as usize).filter(|done| done.len() < entries.len());
+    let done = done.unwrap_or_default();
+    if !done.is_empty() {
+        // SMMUv3's driver counts entries that it has read and not sent to the hardware. To do them twice does no harm.
+        invalidate_batch(context, id, data_type, done)?;
+    }
+    Err(Invalidated { done: done.len(), error })
 }

@@ -128,12 +128,14 @@ impl Ioas {
         self.context.option(iommufd_option_IOMMU_OPTION_HUGE_PAGES, self.id, Some(value)).map(drop)
     }
 
-    /// Maps memory of this process at `range`, as many bytes of it from the beginning.
+    /// Maps memory of this process at `range`, as many bytes of it from the beginning. It has to stay for ever: the
+    /// kernel remembers the address, and looks there for pages whenever a device is attached that reaches the mapping or
+    /// a copy of it, be it long after. Prefer [`map_file`](Ioas::map_file), which remembers the file.
     ///
     /// # Errors
     /// Of `IOMMU_IOAS_MAP`: EEXIST over another mapping, EINVAL in a reserved range or off the alignment, ENOMEM over
     /// the limit of locked memory; EINVAL when there is less memory than that.
-    pub fn map(&self, range: &IovaRange, memory: &VolatileSlice<'_>, flags: MapFlags) -> Result<()> {
+    pub fn map(&self, range: &IovaRange, memory: &VolatileSlice<'static>, flags: MapFlags) -> Result<()> {
         let length = length_of("IOMMU_IOAS_MAP", range)?;
         let about = format_args!("IOAS {}, IOVA {range}", self.id);
         let mut command =
@@ -142,7 +144,7 @@ impl Ioas {
         let Some(memory) = fitting else {
             return Err(crate::Error::of::<iommu_ioas_map>(Errno::INVAL, about));
         };
-        self.context.call(&mut command, Buffer::of_shared(&memory), about)
+        self.context.call(&mut command, Buffer::of_lasting(&memory), about)
     }
 
     /// Maps a file at `range`, from its byte `start` on: a memfd, a file of hugetlbfs, or a BAR's dma-buf.

@@ -22,6 +22,7 @@ mod viommu;
 use std::sync::Arc;
 
 use iommufd_bindings::iommu_destroy;
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::uapi::ioctl::Buffer;
@@ -55,8 +56,11 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        if let Err(error) = destroy(&self.context, self.id) {
-            log::error!("{error}: it stays until the last user of /dev/iommu closes it");
+        match destroy(&self.context, self.id) {
+            // A vDEVICE goes with its device.
+            Err(error) if error.errno() == Errno::NOENT => log::debug!("{error}: it is gone already"),
+            Err(error) => log::error!("{error}: it stays until the last user of /dev/iommu closes it"),
+            Ok(()) => {}
         }
     }
 }
@@ -68,5 +72,5 @@ fn destroy(context: &Context, id: u32) -> Result<()> {
 
 /// The error of a range that iommufd cannot say: it counts bytes, and there are at most 2^64 - 1.
 fn too_long(call: &'static str) -> Error {
-    Error::of_call(call, rustix::io::Errno::OVERFLOW, format_args!("all of 2^64 bytes"))
+    Error::of_call(call, Errno::OVERFLOW, format_args!("all of 2^64 bytes"))
 }

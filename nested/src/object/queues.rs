@@ -19,8 +19,9 @@ use crate::error::{Error, Result};
 /// Where page requests arrive (`IOMMU_FAULT_QUEUE_ALLOC`).
 #[derive(Debug)]
 pub struct FaultQueue {
-    object: Object,
+    // First: a field is dropped before those that follow it, and the kernel destroys no queue whose file is open.
     file: OwnedFd,
+    object: Object,
 }
 
 /// A device's request for a page (`struct iommu_hwpt_pgfault`).
@@ -62,8 +63,10 @@ pub enum PageResponseCode {
 
 /// Bytes of a page request as it is read.
 const PAGE_REQUEST_BYTES: usize = size_of::<iommu_hwpt_pgfault>();
-/// Requests that one read takes at most. A group is read whole, and has no more than this.
-const PAGE_REQUESTS_MAX: usize = 512;
+/// Requests that one read takes, if no group has more: one is read whole.
+const PAGE_REQUESTS: usize = 512;
+/// Requests of a group at most.
+const PAGE_REQUESTS_MAX: usize = 1 << 16;
 
 impl FaultQueue {
     /// A new one.
@@ -74,7 +77,7 @@ impl FaultQueue {
         let mut command = iommu_fault_alloc::default();
         let file = context.call_opening(&mut command, format_args!("a new fault queue"))?;
         let object = Object::new(context, command.out_fault_id);
-        Ok(Arc::new(FaultQueue { object, file }))
+        Ok(Arc::new(FaultQueue { file, object }))
     }
 
     /// Its id in the context.
@@ -87,10 +90,16 @@ impl FaultQueue {
     /// # Errors
     /// Of `read`.
     pub fn read(&self) -> Result<Vec<PageRequest>> {
-        let mut bytes = vec![0; PAGE_REQUESTS_MAX * PAGE_REQUEST_BYTES];
-        let count = match rustix::io::read(&self.file, &mut bytes) {
-            Err(Errno::AGAIN) => 0,
-            result => result.map_err(|errno| self.error("read", errno))?,
+        let mut bytes = vec![0; PAGE_REQUESTS * PAGE_REQUEST_BYTES];
+        let count = loop {
+            match rustix::io::read(&self.file, &mut bytes) {
+                // The first group has more.
+                Err(Errno::INVAL) if bytes.len() < PAGE_REQUESTS_MAX * PAGE_REQUEST_BYTES => {
+                    bytes.resize(bytes.len() * 2, 0);
+                }
+                Err(Errno::AGAIN) => break 0,
+                result => break result.map_err(|errno| self.error("read", errno))?,
+            }
         };
         let read = bytes.get(..count).unwrap_or_default();
         Ok(read.chunks_exact(PAGE_REQUEST_BYTES).map(PageRequest::of_bytes).collect())
@@ -146,8 +155,9 @@ impl PageRequest {
 /// Where events of a vIOMMU arrive (`IOMMU_VEVENTQ_ALLOC`).
 #[derive(Debug)]
 pub struct Veventq {
-    object: Object,
+    // First: a field is dropped before those that follow it, and the kernel destroys no queue whose file is open.
     file: OwnedFd,
+    object: Object,
     event_bytes: usize,
     _viommu: Arc<Viommu>,
 }
@@ -177,7 +187,7 @@ impl Veventq {
         let about = format_args!("vIOMMU {}, type {event_type}, depth {depth}", viommu.id());
         let file = viommu.context().call_opening(&mut command, about)?;
         let object = Object::new(viommu.context(), command.out_veventq_id);
-        Ok(Veventq { object, file, event_bytes, _viommu: viommu.clone() })
+        Ok(Veventq { file, object, event_bytes, _viommu: viommu.clone() })
     }
 
     /// Its id in the context.

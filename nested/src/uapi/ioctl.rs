@@ -14,14 +14,18 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use iommufd_bindings::*;
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt,
+    vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt, vfio_device_info,
+    vfio_region_info,
 };
 use vm_memory::VolatileSlice;
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr, ioctl_with_mut_ref};
 
 use super::types::{HotResetInfo, iommu_hw_info, iommu_ioas_noiommu_get_pa};
 #[cfg(feature = "mock")]
-use super::types::{IOMMU_TEST_OP_MD_CHECK_MAP, iommu_test_cmd};
+use super::types::{
+    IOMMU_TEST_OP_ACCESS_PAGES, IOMMU_TEST_OP_ACCESS_RW, IOMMU_TEST_OP_DIRTY, IOMMU_TEST_OP_MD_CHECK_MAP,
+    IOMMU_TEST_OP_MD_CHECK_REFS, iommu_test_cmd,
+};
 
 /// The type of all ioctls of iommufd and VFIO.
 const TYPE: u32 = b';' as u32;
@@ -64,25 +68,38 @@ pub unsafe trait Opens: Command {
 pub struct Buffer<'a> {
     address: u64,
     bytes: u64,
+    /// Whether the kernel may go on using it after the call.
+    is_lasting: bool,
     borrow: PhantomData<&'a mut [u8]>,
 }
 
 impl Buffer<'_> {
     /// None.
-    pub const NONE: Buffer<'static> = Buffer { address: 0, bytes: 0, borrow: PhantomData };
+    pub const NONE: Buffer<'static> = Buffer { address: 0, bytes: 0, is_lasting: false, borrow: PhantomData };
 
     /// These bytes.
     pub fn of(bytes: &mut [u8]) -> Buffer<'_> {
         if bytes.is_empty() {
             return Buffer::NONE;
         }
-        Buffer { address: bytes.as_mut_ptr() as u64, bytes: bytes.len() as u64, borrow: PhantomData }
+        let address = bytes.as_mut_ptr() as u64;
+        Buffer { address, bytes: bytes.len() as u64, is_lasting: false, borrow: PhantomData }
     }
 
-    /// Memory that others may write at any time, for as long as they like.
+    /// Memory that others may write at any time during the call.
+    #[cfg(feature = "mock")]
     pub fn of_shared<'a>(memory: &VolatileSlice<'a>) -> Buffer<'a> {
+        Buffer::of_volatile(memory, false)
+    }
+
+    /// Memory that others may write at any time, for ever.
+    pub fn of_lasting(memory: &VolatileSlice<'static>) -> Buffer<'static> {
+        Buffer::of_volatile(memory, true)
+    }
+
+    fn of_volatile<'a>(memory: &VolatileSlice<'a>, is_lasting: bool) -> Buffer<'a> {
         let address = memory.ptr_guard_mut().as_ptr() as u64;
-        Buffer { address, bytes: memory.len() as u64, borrow: PhantomData }
+        Buffer { address, bytes: memory.len() as u64, is_lasting, borrow: PhantomData }
     }
 
     /// How many whole elements of so many bytes there are, as far as 32 bits can say.
@@ -197,10 +214,10 @@ commands! {
         command.allowed_iovas = buffer.address;
         command.num_iovas = buffer.count(size_of::<iommu_iova_range>());
     };
-    // The kernel pins the pages: they outlive the buffer, and whoever has it expects others to write there.
+    // The kernel keeps the address. Nothing is a length that it refuses.
     "IOMMU_IOAS_MAP", IOMMUFD_CMD_IOAS_MAP, iommu_ioas_map, size, |command, buffer| {
         command.user_va = buffer.address;
-        command.length = buffer.bytes;
+        command.length = if buffer.is_lasting { buffer.bytes } else { 0 };
     };
     "IOMMU_IOAS_MAP_FILE", IOMMUFD_CMD_IOAS_MAP_FILE, iommu_ioas_map_file, size, none;
     "IOMMU_IOAS_UNMAP", IOMMUFD_CMD_IOAS_UNMAP, iommu_ioas_unmap, size, none;
@@ -217,12 +234,9 @@ commands! {
     };
     "IOMMU_HWPT_SET_DIRTY_TRACKING", IOMMUFD_CMD_HWPT_SET_DIRTY_TRACKING, iommu_hwpt_set_dirty_tracking, size, none;
     "IOMMU_HWPT_GET_DIRTY_BITMAP", IOMMUFD_CMD_HWPT_GET_DIRTY_BITMAP, iommu_hwpt_get_dirty_bitmap, size, |command, buffer| {
-        command.data = buffer.address;
-        // A bit a page, in words of 64. Nothing is a length that the kernel refuses.
-        let pages = command.length.checked_div(command.page_size).unwrap_or(u64::MAX);
-        if pages.div_ceil(64) > buffer.bytes / 8 || pages == u64::MAX {
-            command.length = 0;
-        }
+        let fits = bitmap_bytes(command.length, command.page_size).is_some_and(|bytes| bytes <= buffer.bytes);
+        // A page size of 0 is refused; a length of 0 would not be.
+        (command.data, command.page_size) = if fits { (buffer.address, command.page_size) } else { (0, 0) };
     };
     "IOMMU_HWPT_INVALIDATE", IOMMUFD_CMD_HWPT_INVALIDATE, iommu_hwpt_invalidate, size, |command, buffer| {
         command.data_uptr = buffer.address;
@@ -241,17 +255,42 @@ commands! {
     };
     "VFIO_DEVICE_ATTACH_IOMMUFD_PT", VFIO_BASE + 19, vfio_device_attach_iommufd_pt, argsz, none;
     "VFIO_DEVICE_DETACH_IOMMUFD_PT", VFIO_BASE + 20, vfio_device_detach_iommufd_pt, argsz, none;
+    "VFIO_DEVICE_GET_INFO", VFIO_BASE + 7, vfio_device_info, argsz, none;
+    "VFIO_DEVICE_GET_REGION_INFO", VFIO_BASE + 8, vfio_region_info, argsz, none;
     "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", VFIO_BASE + 12, HotResetInfo, argsz, none;
 }
 
 #[cfg(feature = "mock")]
 command! { "IOMMU_TEST_CMD", IOMMUFD_CMD_BASE + 32, iommu_test_cmd, size, |command, buffer| {
-    // No other operation in use here has an address.
-    if command.op == IOMMU_TEST_OP_MD_CHECK_MAP {
-        let words = [buffer.bytes, buffer.address].map(|word| [word as u32, (word >> 32) as u32]);
-        command.words[2..6].copy_from_slice(words.as_flattened());
+    let words = |words: [u64; 2]| words.map(|word| [word as u32, (word >> 32) as u32]);
+    match command.op {
+        IOMMU_TEST_OP_MD_CHECK_MAP => {
+            command.words[2..6].copy_from_slice(words([buffer.bytes, buffer.address]).as_flattened());
+        }
+        // One page, and a bit for it.
+        IOMMU_TEST_OP_DIRTY => {
+            command.words.copy_within(6..8, 4);
+            let address = if buffer.bytes > 0 { buffer.address } else { 0 };
+            command.words[8..].copy_from_slice(words([address, 0]).as_flattened());
+        }
+        // Those that have an address too, and are not in use here; nothing is 0.
+        IOMMU_TEST_OP_MD_CHECK_REFS | IOMMU_TEST_OP_ACCESS_PAGES | IOMMU_TEST_OP_ACCESS_RW => command.op = 0,
+        _ => {}
     }
 } }
+
+/// Bytes that a bitmap of written pages is followed by. In a large page that goes beyond the range, the kernel marks
+/// all of it, as far as it has pinned memory for the bitmap: to the end of the page after the bitmap's last one at most.
+/// No page is larger than 64 KiB.
+pub const BITMAP_SLACK: u64 = 2 * (64 << 10);
+
+/// Bytes that a bitmap of pages needs: a bit a page, in words of 64, and [`BITMAP_SLACK`]. The kernel takes any number
+/// for a page size and goes by its lowest bit.
+pub fn bitmap_bytes(length: u64, page_size: u64) -> Option<u64> {
+    let is_whole = page_size.is_power_of_two() && length != 0;
+    let pages = is_whole.then(|| length.div_ceil(page_size))?;
+    pages.div_ceil(64).checked_mul(8)?.checked_add(BITMAP_SLACK)
+}
 
 /// For a command without an address.
 fn none<C>(_: &mut C, _: &Buffer<'_>) {}
@@ -267,5 +306,50 @@ unsafe impl Opens for iommu_fault_alloc {
 unsafe impl Opens for iommu_veventq_alloc {
     fn opened(&self) -> i32 {
         self.out_veventq_fd as i32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed<C: Command>(mut command: C, buffer: Buffer<'_>) -> C {
+        command.place(&buffer);
+        command
+    }
+
+    fn bitmap_of(length: u64, page_size: u64, bytes: u64) -> (u64, u64) {
+        let mut buffer = vec![0; bytes as usize];
+        let command = iommu_hwpt_get_dirty_bitmap { length, page_size, ..Default::default() };
+        let command = placed(command, Buffer::of(&mut buffer));
+        (command.data, command.page_size)
+    }
+
+    #[test]
+    fn a_bitmap_that_the_kernel_could_leave_is_not_handed_over() {
+        assert_ne!(bitmap_of(64 * 4096, 4096, 8 + BITMAP_SLACK), (0, 0));
+        assert_eq!(bitmap_of(64 * 4096, 4096, 7 + BITMAP_SLACK), (0, 0));
+        assert_eq!(bitmap_of(65 * 4096, 4096, 8 + BITMAP_SLACK), (0, 0));
+        // Its lowest bit is that of pages of 4 KiB, three times as many.
+        assert_eq!(bitmap_of(64 * 0x3000, 0x3000, 8 + BITMAP_SLACK), (0, 0));
+        // At IOVA 0 the kernel takes it for all there is.
+        assert_eq!(bitmap_of(0, 4096, BITMAP_SLACK), (0, 0));
+        assert_eq!(bitmap_of(4096, 0, 8 + BITMAP_SLACK), (0, 0));
+        assert_eq!(bitmap_of(u64::MAX, 1, 8 + BITMAP_SLACK), (0, 0));
+    }
+
+    #[test]
+    fn memory_that_is_only_borrowed_is_not_mapped() {
+        let mut bytes = vec![0; 4096];
+        assert_eq!(placed(iommu_ioas_map::default(), Buffer::of(&mut bytes)).length, 0);
+        let leaked: &'static mut [u8] = Box::leak(bytes.into_boxed_slice());
+        let lasting = VolatileSlice::from(leaked);
+        assert_eq!(placed(iommu_ioas_map::default(), Buffer::of_lasting(&lasting)).length, 4096);
+    }
+
+    #[test]
+    fn entries_of_no_size_are_none() {
+        let command = placed(iommu_hwpt_invalidate::default(), Buffer::of(&mut [1; 16]));
+        assert_eq!((command.entry_len, command.entry_num), (0, 0));
     }
 }

@@ -46,8 +46,8 @@ pub struct vfio_pci_dependent_device {
     pub devfn: u8,
 }
 
-/// The devices that a reset can reach together, at most.
-pub const HOT_RESET_DEVICES_MAX: usize = 256;
+/// The devices that a reset can reach together, at most, of those that we can be told: four full buses.
+pub const HOT_RESET_DEVICES_MAX: usize = 1024;
 
 /// `struct vfio_pci_hot_reset_info` of `linux/vfio.h`, with room for the devices.
 #[repr(C)]
@@ -96,6 +96,17 @@ pub struct iommu_test_cmd {
     pub last: u32,
 }
 
-/// Compares what a mock device reaches with memory; the union begins with an IOVA, a length and an address.
+/// Operations of the mock driver whose part of the union has an address.
 #[cfg(feature = "mock")]
-pub const IOMMU_TEST_OP_MD_CHECK_MAP: u32 = 3;
+mod test_ops {
+    /// Compares what a mock device reaches with memory: an IOVA, a length and an address.
+    pub const IOMMU_TEST_OP_MD_CHECK_MAP: u32 = 3;
+    pub const IOMMU_TEST_OP_MD_CHECK_REFS: u32 = 4;
+    pub const IOMMU_TEST_OP_ACCESS_PAGES: u32 = 7;
+    pub const IOMMU_TEST_OP_ACCESS_RW: u32 = 8;
+    /// Marks pages as written: flags in a word of 64 bits, an IOVA, a length, a page size and the address of a bitmap.
+    pub const IOMMU_TEST_OP_DIRTY: u32 = 13;
+}
+
+#[cfg(feature = "mock")]
+pub use test_ops::*;

@@ -33,7 +33,7 @@ pub fn run(data: &[u8]) {
     match parse(words) {
         Ok(Command::Serve(config)) => check_config(&config),
         Ok(Command::Viot(viot)) => check_viot(&viot),
-        Ok(Command::PrintCapabilities) => {}
+        Ok(Command::Launch(_) | Command::PrintCapabilities) => {}
         Err(error) => check_error(&error.to_string()),
     }
 }
@@ -60,7 +60,7 @@ fn check_error(line: &str) {
 
 fn check_config(config: &Config) {
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
-    Iommu::new(config, BTreeMap::new(), event_waits).expect("a device that can be made");
+    Iommu::new(config, BTreeMap::new(), None, event_waits).expect("a device that can be made");
     config.endpoints.iter().for_each(check_endpoint);
 }
 

@@ -35,7 +35,8 @@ pub fn iommu(invalidators: BTreeMap<EndpointId, Invalidator>) -> (Arc<Iommu>, Ar
         log::set_max_level(LevelFilter::Debug);
     });
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
-    let iommu = Iommu::new(&config(), invalidators, event_waits.clone()).expect("a device that can be made");
+    let iommu =
+        Iommu::new(&config(), invalidators, None, event_waits.clone()).expect("a device that can be made");
     (Arc::new(iommu), event_waits)
 }
 
@@ -82,10 +83,13 @@ fn config() -> Config {
     Config {
         listen: Listen::Path("unused".into()),
         endpoints: vec![endpoint(ENDPOINT, "00:02.0"), endpoint(OTHER, "00:03.0")],
+        iommufd: None,
+        exit_with: None,
         page_size_mask: 0x1000,
         aperture: IovaRange::ALL,
         boot_bypass: true,
         msi_region: IovaRange::new(0xfee0_0000, 0xfeef_ffff),
+        msi_region_is_given: false,
         limits: Limits { domains_max: 8, mappings_max: 64, mapping_bytes_max: 1 << 20, faults_max: 8 },
         unmap_timeout: PATIENCE,
         log_level: LevelFilter::Debug,

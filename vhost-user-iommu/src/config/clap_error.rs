@@ -17,6 +17,10 @@ pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
     let name = option.trim_start_matches('-');
     let prior = without_value(&text(error, ContextKind::PriorArg));
     match error.kind() {
+        ErrorKind::UnknownArgument if !option.starts_with('-') => UsageError::new(
+            format!("`{option}` is not an option"),
+            "options start with --; `launch` takes the VMM's program after `--`",
+        ),
         ErrorKind::UnknownArgument => {
             UsageError::new(format!("`{option}` is not an option"), suggestion(error))
         }
@@ -39,6 +43,10 @@ pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
         ErrorKind::ArgumentConflict => {
             UsageError::new(format!("`{option}` and `{prior}` exclude each other"), "keep one of the two")
         }
+        ErrorKind::MissingRequiredArgument if option.starts_with('<') => UsageError::new(
+            "nothing says which VMM to start",
+            "add `--` and the VMM's program with its arguments",
+        ),
         ErrorKind::MissingRequiredArgument => UsageError::new(format!("`{option}` is missing"), "add it"),
         _ => UsageError::new(first_line(error), SEE_HELP),
     }

@@ -11,7 +11,8 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, error::ErrorKind, parser:
 use super::{Config, EndpointConfig, clap_error, file::ConfigFile};
 use crate::usage_error::UsageError;
 use crate::{
-    args::{Args, Tool, ViotArgs},
+    args::{Args, LaunchArgs, Tool, ViotArgs},
+    launch::LaunchCommand,
     viot::ViotCommand,
 };
 
@@ -22,6 +23,8 @@ pub enum Command {
     Serve(Config),
     /// Write a VIOT table.
     Viot(ViotCommand),
+    /// Start the daemon, then a VMM.
+    Launch(LaunchCommand),
     /// Say in JSON what this program can do.
     PrintCapabilities,
 }
@@ -34,13 +37,17 @@ pub enum Command {
 /// Anything that cannot be done as asked.
 pub fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Command, UsageError> {
     let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
-    if words.iter().skip(1).any(|word| word == "--print-capabilities") {
+    let own = words.iter().skip(1).take_while(|word| *word != "--");
+    if own.into_iter().any(|word| word == "--print-capabilities") {
         return Ok(Command::PrintCapabilities);
     }
     let (matches, args) = read(&words)?;
-    match args.tool {
-        Some(Tool::Viot(viot)) => parse_viot(viot).map(Command::Viot),
-        None => parse_serve(&words, &matches, args.config.as_deref()).map(Command::Serve),
+    match (args.tool, matches.subcommand()) {
+        (Some(Tool::Viot(viot)), _) => parse_viot(viot).map(Command::Viot),
+        (Some(Tool::Launch(launch)), Some((_, given))) => {
+            parse_launch(&words, given, &launch).map(Command::Launch)
+        }
+        _ => parse_serve(&words, &matches, args.config.as_deref()).map(Command::Serve),
     }
 }
 
@@ -56,15 +63,27 @@ fn read(words: &[OsString]) -> Result<(ArgMatches, Args), UsageError> {
     })
 }
 
-/// The file's options are read as if they stood on the command line before those that stand there.
-fn parse_serve(words: &[OsString], matches: &ArgMatches, path: Option<&Path>) -> Result<Config, UsageError> {
-    let mut file = load(path)?;
-    file.yield_to(|key| matches.value_source(&key.replace('-', "_")) == Some(ValueSource::CommandLine));
-    let (program, given) = words.split_at(words.len().min(1));
-    let from_file = file.options().map(OsString::from);
-    let all: Vec<OsString> = program.iter().cloned().chain(from_file).chain(given.iter().cloned()).collect();
-    let (_, args) = read(&all)?;
-    Config::from_options(args.options).map_err(|error| file.locate(error))
+fn parse_serve(words: &[OsString], given: &ArgMatches, path: Option<&Path>) -> Result<Config, UsageError> {
+    let file = load_beside(given, path)?;
+    let (_, args) = read(&with_file(words, 1, &file))?;
+    let config = Config::from_options(args.options);
+    config.and_then(|config| config.check_served().map(|()| config)).map_err(|error| file.locate(error))
+}
+
+fn parse_launch(
+    words: &[OsString],
+    given: &ArgMatches,
+    args: &LaunchArgs,
+) -> Result<LaunchCommand, UsageError> {
+    let file = load_beside(given, args.config.as_deref())?;
+    // The subcommand is the second word, since options before it are refused.
+    let (matches, all) = read(&with_file(words, 2, &file))?;
+    let (Some(Tool::Launch(all)), Some((_, given))) = (all.tool, matches.subcommand()) else {
+        return Err(UsageError::new("`launch` is not the first argument", "give it before all options"));
+    };
+    let launch = Config::from_options(all.options)
+        .and_then(|config| LaunchCommand::new(config, given, &all.vmm, all.print));
+    launch.map_err(|error| file.locate(error))
 }
 
 fn parse_viot(args: ViotArgs) -> Result<ViotCommand, UsageError> {
@@ -72,6 +91,20 @@ fn parse_viot(args: ViotArgs) -> Result<ViotCommand, UsageError> {
     let mut endpoints: Vec<EndpointConfig> = file.endpoints()?;
     endpoints.extend(args.endpoints);
     ViotCommand::new(args.iommu, &endpoints, args.output).map_err(|error| file.locate(error))
+}
+
+/// The file, without what the options `given` take precedence over.
+fn load_beside(given: &ArgMatches, path: Option<&Path>) -> Result<ConfigFile, UsageError> {
+    let mut file = load(path)?;
+    file.yield_to(|key| given.value_source(&key.replace('-', "_")) == Some(ValueSource::CommandLine));
+    Ok(file)
+}
+
+/// The command line with the file's options before those that stand there, after the first `own` words.
+fn with_file(words: &[OsString], own: usize, file: &ConfigFile) -> Vec<OsString> {
+    let (own, given) = words.split_at(words.len().min(own));
+    let from_file = file.options().map(OsString::from);
+    own.iter().cloned().chain(from_file).chain(given.iter().cloned()).collect()
 }
 
 fn load(path: Option<&Path>) -> Result<ConfigFile, UsageError> {

@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The endpoints a user names: which ids there are, and what stands behind each.
+//! The endpoints a user names: which ids there are, and that no two of them are or use the same.
 //!
 //! Opens no socket and asks no bus: what is named here may not exist yet.
 
-use std::{
-    collections::HashMap,
-    path::{self, Path, PathBuf},
-    str::FromStr,
-};
+use std::{collections::HashMap, path::Path, str::FromStr};
 
 use viommu_core::EndpointId;
 
+use super::kind::{EndpointKind, VfioDevice, absolute};
 use crate::usage_error::UsageError;
 use crate::{pci::PciAddress, size::parse_number};
 
-/// One endpoint, from `ID[,vhost-user=FRONT_SOCKET,backend=BACK_SOCKET]`.
+/// One endpoint, from `ID[,vhost-user=FRONT_SOCKET,backend=BACK_SOCKET]` or `ID,vfio=DEVICE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointConfig {
     /// The id under which the guest knows the endpoint.
@@ -26,20 +23,6 @@ pub struct EndpointConfig {
     pub pci: Option<PciAddress>,
     /// What stands behind the endpoint.
     pub kind: EndpointKind,
-}
-
-/// What stands behind an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndpointKind {
-    /// Nothing that this process controls: the guest's requests for it are answered, not enforced.
-    Listed,
-    /// A device served over vhost-user by another process, with this one in between.
-    VhostUser {
-        /// Where the VMM connects: this process listens here.
-        front: PathBuf,
-        /// Where the device's own back-end listens.
-        backend: PathBuf,
-    },
 }
 
 impl EndpointConfig {
@@ -80,6 +63,21 @@ impl EndpointConfig {
         }
         Ok(())
     }
+
+    /// Refuses a physical device that two of `endpoints` share, as far as their names tell.
+    pub(crate) fn check_devices(endpoints: &[EndpointConfig]) -> Result<(), UsageError> {
+        let mut seen: Vec<(&VfioDevice, &str)> = Vec::new();
+        for EndpointConfig { label, kind, .. } in endpoints {
+            let EndpointKind::Vfio { device } = kind else { continue };
+            if let Some((_, user)) = seen.iter().find(|(other, _)| device.is(other)) {
+                let problem = format!("the device {device} is that of {user} already");
+                let error = UsageError::new(problem, "give every endpoint a device of its own");
+                return Err(error.about("endpoint", label));
+            }
+            seen.push((device, label));
+        }
+        Ok(())
+    }
 }
 
 impl FromStr for EndpointConfig {
@@ -87,7 +85,7 @@ impl FromStr for EndpointConfig {
 
     fn from_str(text: &str) -> Result<EndpointConfig, UsageError> {
         let (label, kind) = match text.split_once(',') {
-            Some((label, properties)) => (label, vhost_user(properties)?),
+            Some((label, properties)) => (label, properties.parse()?),
             None => (text, EndpointKind::Listed),
         };
         let pci = label.contains([':', '.']).then(|| label.parse::<PciAddress>()).transpose()?;
@@ -99,11 +97,6 @@ impl FromStr for EndpointConfig {
     }
 }
 
-/// So that `a.sock` and `./a.sock` are the same; a path that cannot be resolved stands for itself.
-fn absolute(socket: &Path) -> PathBuf {
-    path::absolute(socket).unwrap_or_else(|_| socket.to_owned())
-}
-
 fn numeric_id(label: &str) -> Result<EndpointId, UsageError> {
     parse_number(label).and_then(|id| u32::try_from(id).ok()).map(EndpointId).ok_or_else(|| {
         UsageError::new(
@@ -111,38 +104,6 @@ fn numeric_id(label: &str) -> Result<EndpointId, UsageError> {
             "write a PCI address such as 00:02.0, or a number below 2^32",
         )
     })
-}
-
-fn vhost_user(properties: &str) -> Result<EndpointKind, UsageError> {
-    let (mut front, mut backend) = (None, None);
-    for property in properties.split(',') {
-        let (key, value) = property.split_once('=').unwrap_or((property, ""));
-        let slot = match key {
-            "vhost-user" => &mut front,
-            "backend" => &mut backend,
-            _ => {
-                let problem = format!("`{key}` is not a property of an endpoint");
-                return Err(UsageError::new(problem, "the properties are vhost-user and backend"));
-            }
-        };
-        if value.is_empty() {
-            return Err(UsageError::new(format!("`{key}` has no value"), format!("write {key}=SOCKET")));
-        }
-        if slot.replace(PathBuf::from(value)).is_some() {
-            return Err(UsageError::new(format!("`{key}` is given twice"), "give it once"));
-        }
-    }
-    match (front, backend) {
-        (Some(front), Some(backend)) => Ok(EndpointKind::VhostUser { front, backend }),
-        (front, _) => Err(UsageError::new(
-            "a vhost-user endpoint needs both of its sockets",
-            if front.is_some() {
-                "add backend=SOCKET, where the device's own back-end listens"
-            } else {
-                "add vhost-user=SOCKET, where the VMM is to connect"
-            },
-        )),
-    }
 }
 
 #[cfg(test)]
@@ -185,7 +146,7 @@ mod tests {
             ("4294967296", "`4294967296` is not an endpoint id"),
             ("00:20.0", "`00:20.0` is not the address of a PCI function"),
             ("1,", "`` is not a property"),
-            ("1,vfio=0000:65:00.0", "`vfio` is not a property"),
+            ("1,vdpa=0000:65:00.0", "`vdpa` is not a property"),
             ("1,vhost-user=,backend=b", "`vhost-user` has no value"),
             ("1,vhost-user=a,vhost-user=b", "`vhost-user` is given twice"),
             ("1,vhost-user=a", "a vhost-user endpoint needs both of its sockets; add backend=SOCKET"),
@@ -193,6 +154,22 @@ mod tests {
         ] {
             let error = spec.parse::<EndpointConfig>().expect_err(spec).to_string();
             assert!(error.starts_with(problem), "{spec}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_device_is_given_once() {
+        let check = |specs: &[&str]| EndpointConfig::check_devices(&endpoints(specs));
+        assert_eq!(check(&["1,vfio=65:00.0", "2,vfio=65:00.1", "3,vfio=/a/b", "4,vfio=fd:3"]), Ok(()));
+        for (first, second, device) in [
+            ("65:00.0", "0000:65:00.0", "0000:65:00.0"),
+            ("/dev/vfio/devices/vfio0", "/dev//vfio/devices/./vfio0", "/dev//vfio/devices/./vfio0"),
+            ("fd:3", "fd:3", "fd:3"),
+        ] {
+            let error = check(&[&format!("1,vfio={first}"), &format!("2,vfio={second}")]);
+            let error = error.expect_err("the same device").to_string();
+            let line = format!("--endpoint 2: the device {device} is that of 1 already; ");
+            assert!(error.starts_with(&line), "{error}");
         }
     }
 

@@ -6,10 +6,12 @@
 
 mod clap_error;
 mod command;
+mod descriptors;
 mod endpoint;
 mod file;
+mod kind;
 
-use std::{path::PathBuf, time::Duration};
+use std::{os::fd::RawFd, path::PathBuf, time::Duration};
 
 use log::LevelFilter;
 use viommu_core::{Granule, IovaRange, Limits};
@@ -21,7 +23,8 @@ use crate::{
 };
 
 pub use command::{Command, parse};
-pub use endpoint::{EndpointConfig, EndpointKind};
+pub use endpoint::EndpointConfig;
+pub use kind::{EndpointKind, VfioDevice};
 
 /// What the daemon is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct Config {
     pub listen: Listen,
     /// The endpoints behind the device, each id once.
     pub endpoints: Vec<EndpointConfig>,
+    /// The file descriptor of the VMM's /dev/iommu, for physical devices; not checked yet.
+    pub iommufd: Option<RawFd>,
     /// The page sizes the device announces; its lowest bit is the granule of a mapping.
     pub page_size_mask: u64,
     /// The IOVAs a guest may map, in whole granules.
@@ -38,8 +43,12 @@ pub struct Config {
     pub boot_bypass: bool,
     /// The IOVAs that reach the interrupt controller untranslated.
     pub msi_region: Option<IovaRange>,
+    /// Whether the user has named it: otherwise the host knows better for its devices.
+    pub msi_region_is_given: bool,
     /// How much state a guest can make this process hold.
     pub limits: Limits,
+    /// The file descriptor of a pipe whose other end, when closed, ends the daemon; not checked yet.
+    pub exit_with: Option<RawFd>,
     /// How long an UNMAP or DETACH waits for a back-end to confirm.
     pub unmap_timeout: Duration,
     /// What is reported on standard error.
@@ -52,7 +61,7 @@ pub enum Listen {
     /// A Unix socket to be made at this path.
     Path(PathBuf),
     /// An open file descriptor of this process, said to be a listening Unix socket; not checked yet.
-    Fd(i32),
+    Fd(RawFd),
 }
 
 impl Config {
@@ -60,12 +69,16 @@ impl Config {
     pub(crate) fn from_options(options: Options) -> Result<Config, UsageError> {
         EndpointConfig::check_ids(&options.endpoints)?;
         EndpointConfig::check_sockets(options.socket_path.as_deref(), &options.endpoints)?;
+        EndpointConfig::check_devices(&options.endpoints)?;
+        descriptors::check_numbers(&options)?;
         Ok(Config {
             page_size_mask: page_size_mask(options.granule),
             aperture: aperture(&options)?,
             msi_region: msi_region(&options),
+            msi_region_is_given: options.msi_region.is_some(),
             listen: listen(options.socket_path, options.fd)?,
             endpoints: options.endpoints,
+            iommufd: options.iommufd,
             boot_bypass: options.boot_bypass == Switch::On,
             limits: Limits {
                 domains_max: options.max_domains.get() as usize,
@@ -73,9 +86,15 @@ impl Config {
                 mapping_bytes_max: options.max_mapping_memory,
                 faults_max: options.max_faults.get() as usize,
             },
+            exit_with: options.exit_with,
             unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),
             log_level: options.log_level.into(),
         })
+    }
+
+    /// Refuses what the daemon itself cannot open, because a VMM has to have the same files open.
+    pub(crate) fn check_served(&self) -> Result<(), UsageError> {
+        descriptors::check_shared(self.iommufd, &self.endpoints)
     }
 }
 

@@ -27,16 +27,19 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
         Config {
             listen: Listen::Path("iommu.sock".into()),
             endpoints: Vec::new(),
+            iommufd: None,
             page_size_mask: 0x4020_1000,
             aperture: IovaRange::ALL,
             boot_bypass: true,
             msi_region: Some(range(0xfee0_0000, 0xfeef_ffff)),
+            msi_region_is_given: false,
             limits: Limits {
                 domains_max: 4096,
                 mappings_max: 1_048_576,
                 mapping_bytes_max: 96 << 20,
                 faults_max: 256
             },
+            exit_with: None,
             unmap_timeout: Duration::from_secs(2),
             log_level: LevelFilter::Info,
         }
@@ -45,13 +48,16 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
 
 #[test]
 fn every_option_reaches_the_configuration() {
-    let text = "--fd 7 --endpoint 0:2.0,vhost-user=f,backend=b --endpoint 9 --granule 2M --aperture 1G-0x7fffffff \
+    let text = "--fd 7 --endpoint 0:2.0,vhost-user=f,backend=b --endpoint 9 --endpoint 0xa,vfio=fd:8 --iommufd 9 --exit-with 10 --granule 2M --aperture 1G-0x7fffffff \
                 --boot-bypass off --msi-region none --unmap-timeout 150 --log-level trace --max-domains 1 \
                 --max-mappings 2 --max-mapping-memory 4k --max-faults 3";
     let words: Vec<_> = text.split_whitespace().collect();
     let config = config(&words);
     let ids: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.id).collect();
-    assert_eq!(ids, [EndpointId(0x10), EndpointId(9)]);
+    assert_eq!(ids, [EndpointId(0x10), EndpointId(9), EndpointId(10)]);
+    assert_eq!(config.endpoints[2].kind, EndpointKind::Vfio { device: VfioDevice::Fd(8) });
+    assert_eq!((config.iommufd, config.exit_with), (Some(9), Some(10)));
+    assert!(config.msi_region_is_given);
     assert_eq!(config.listen, Listen::Fd(7));
     assert_eq!(config.page_size_mask, 0x4020_0000);
     assert_eq!(config.aperture, range(1 << 30, 0x7fff_ffff));
@@ -59,6 +65,12 @@ fn every_option_reaches_the_configuration() {
     assert_eq!((config.unmap_timeout, config.log_level), (Duration::from_millis(150), LevelFilter::Trace));
     let limits = Limits { domains_max: 1, mappings_max: 2, mapping_bytes_max: 4096, faults_max: 3 };
     assert_eq!(config.limits, limits);
+}
+
+#[test]
+fn physical_devices_leave_the_whole_space_as_the_aperture() {
+    let config = config(&["--fd=3", "--iommufd=4", "--endpoint=1,vfio=fd:5", "--endpoint=2,vfio=fd:6"]);
+    assert_eq!(config.aperture, IovaRange::ALL);
 }
 
 #[test]

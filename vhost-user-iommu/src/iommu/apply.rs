@@ -1,40 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Applying a change to the endpoints that cache translations.
+//! Applying a change to the endpoints: to what caches translations, and to what the hardware translates.
 //!
-//! A change that gives access needs nothing: endpoints ask when they miss. A change that takes access away waits
-//! until every back-end concerned has acknowledged that its entries are gone; the device refuses their misses for
-//! the same range meanwhile. If one fails, the others have merely lost entries that they can ask for again.
+//! A change that gives access needs nothing of caches: endpoints ask when they miss. A change that takes access away
+//! waits until every back-end concerned has acknowledged that its entries are gone; the device refuses their misses for
+//! the same range meanwhile. If one fails, the others have merely lost entries that they can ask for again. The
+//! hardware comes last, since that cannot be undone so easily.
 
 use std::sync::mpsc;
 use std::time::Instant;
 
 use rustix::io::Errno;
 use viommu_core::{Change, EndpointId, HostError, IovaRange};
+use viommu_nested::shadow::Known;
 
 use super::Iommu;
 
 impl Iommu {
     pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
         match *change {
-            Change::Map { .. } | Change::SetBypass { enabled: true } => Ok(()),
+            Change::Map { .. } | Change::SetBypass { enabled: true } => {}
             Change::Unmap { domain, range } => {
                 let members = self.state().device().domain(domain).map(|domain| domain.endpoints().collect());
-                self.invalidate(members.unwrap_or_default(), range)
+                self.invalidate(members.unwrap_or_default(), range)?;
             }
             //= virtio#devicenormative:IOMMU/DETACH request A26
             // The request is answered only when the back-end has lost what it had cached.
             Change::Attach { endpoint, .. } | Change::Detach { endpoint, .. } => {
-                self.invalidate(vec![endpoint], IovaRange::ALL)
+                self.invalidate(vec![endpoint], IovaRange::ALL)?;
             }
-            Change::SetBypass { enabled: false } => self.invalidate(self.unattached(), IovaRange::ALL),
+            Change::SetBypass { enabled: false } => self.invalidate(self.unattached(), IovaRange::ALL)?,
         }
-    }
-
-    fn unattached(&self) -> Vec<EndpointId> {
-        let state = self.state();
-        let device = state.device();
-        device.endpoints().filter(|endpoint| device.domain_of(*endpoint).is_none()).collect()
+        self.on_host(|shadow| shadow.apply(change, self))
     }
 
     fn invalidate(&self, endpoints: Vec<EndpointId>, range: IovaRange) -> Result<(), HostError> {

@@ -5,14 +5,16 @@
 //!
 //! Requests and other changes are made one at a time, by whoever holds the *turn*. The state itself is locked
 //! only for moments, never while somebody waits: a relay can translate while a change waits for its back-end.
-//! Lock order: turn, then state.
+//! Lock order: turn, then the address spaces of physical devices, then state.
 //!
 //! No rule of virtio-iommu is here: those are `viommu_core`'s.
 
 mod account;
 mod apply;
+mod devices;
 mod reserved;
 mod serving;
+mod tend;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,9 +31,11 @@ use crate::Config;
 use crate::orders::Invalidator;
 use crate::sync::{Wake, lock};
 use crate::throttle::Throttle;
+use crate::vfio::Vfio;
 
 use account::Account;
 use serving::State;
+use tend::Tender;
 
 /// The device and everything its endpoints need of it.
 #[derive(Debug)]
@@ -42,6 +46,9 @@ pub struct Iommu {
     /// How to reach the caches of the endpoints that have any.
     invalidators: BTreeMap<EndpointId, Invalidator>,
     labels: BTreeMap<EndpointId, String>,
+    /// The physical devices, where there are any.
+    vfio: Option<Vfio>,
+    tender: Tender,
     aperture: IovaRange,
     msi_region: Option<IovaRange>,
     /// Parts of the aperture that are reserved, as long as nobody has been told.
@@ -53,6 +60,7 @@ pub struct Iommu {
     changes: Throttle,
     refusals: Throttle,
     faults: Throttle,
+    host_errors: Throttle,
 }
 
 impl Iommu {
@@ -63,6 +71,7 @@ impl Iommu {
     pub fn new(
         config: &Config,
         invalidators: BTreeMap<EndpointId, Invalidator>,
+        vfio: Option<Vfio>,
         event_waits: Arc<Wake>,
     ) -> Result<Iommu, ConfigError> {
         let device = DeviceConfig {
@@ -79,6 +88,8 @@ impl Iommu {
             account: Account::default(),
             labels: config.endpoints.iter().map(|endpoint| (endpoint.id, endpoint.label.clone())).collect(),
             invalidators,
+            tender: Tender::of(vfio.iter().flat_map(Vfio::groups).map(|(endpoint, _)| endpoint)),
+            vfio,
             aperture: config.aperture,
             msi_region: config.msi_region,
             untold_holes: Mutex::default(),
@@ -87,8 +98,10 @@ impl Iommu {
             changes: Throttle::new(Level::Info),
             refusals: Throttle::new(Level::Warn),
             faults: Throttle::new(Level::Warn),
+            host_errors: Throttle::new(Level::Warn),
         };
         iommu.reserve(&[]);
+        iommu.tell_groups();
         Ok(iommu)
     }
 
@@ -137,6 +150,7 @@ impl Iommu {
     pub fn connected(&self) {
         let _turn = lock(&self.turn);
         self.state().connected();
+        self.tender.wake();
     }
 
     /// The VMM is gone: no endpoint reaches anything.
@@ -146,7 +160,11 @@ impl Iommu {
         for invalidator in self.invalidators.values() {
             invalidator.forget_all();
         }
+        self.release_devices();
         info!("VMM disconnected, endpoints are blocked; {}", self.account);
+        if let Some(vfio) = &self.vfio {
+            vfio.released().wake();
+        }
     }
 
     /// The endpoint comes to life: what it was attached to before a reset of the device is of no meaning to it any
@@ -161,11 +179,14 @@ impl Iommu {
     /// The VMM has stopped the rings.
     pub fn stop(&self) {
         self.state().stop();
+        self.tender.wake();
     }
 
     /// The rings go on where they were stopped.
     pub fn resume(&self) {
+        let _turn = lock(&self.turn);
         self.state().resume();
+        self.return_devices();
     }
 
     /// Takes the guest's memory, as ranges of GPAs in ascending order. What it leaves out of the aperture is
@@ -250,6 +271,7 @@ impl Iommu {
             .iter()
             .filter_map(|endpoint| self.invalidators.get(endpoint))
             .for_each(Invalidator::forget_all);
+        self.reset_devices();
         self.changes.log(|| format!("device reset; {}", self.account));
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Which IOVAs endpoints must not use: the interrupt doorbell, and what the memory table leaves out.
+//! Which IOVAs endpoints must not use: the interrupt doorbell, what the memory table leaves out, and what the host's
+//! IOMMU does not translate.
 //!
 //! A VMM that knows no IOMMU takes the ring addresses of a vhost-user device for GPAs. That can be undone exactly
 //! as long as every IOVA is also the GPA of some memory: so the aperture's holes are reserved.
@@ -15,22 +16,26 @@ use super::Iommu;
 impl Iommu {
     /// Reserves what has to be, given the guest's memory; none is known yet when `memory` is empty.
     pub(super) fn reserve(&self, memory: &[IovaRange]) {
-        let msi = self.msi_region.map(|range| ReservedRegion { range, kind: ReservedKind::Msi });
-        let holes =
+        let memory_holes =
             if memory.is_empty() { Vec::new() } else { holes(self.aperture, memory, self.msi_region) };
         let mut state = self.state();
         let endpoints: Vec<_> = state.device().endpoints().collect();
         for endpoint in endpoints {
-            let is_relayed = self.invalidators.contains_key(&endpoint);
-            let own_holes = holes.iter().filter(|_| is_relayed);
-            let regions: Vec<ReservedRegion> = msi.iter().chain(own_holes).copied().collect();
+            let of_host = self.vfio.as_ref().and_then(|vfio| vfio.iovas(endpoint));
+            let (own_holes, msi) = match of_host {
+                Some((usable, msi)) => (holes(self.aperture, &usable, msi), msi),
+                None if self.invalidators.contains_key(&endpoint) => (memory_holes.clone(), self.msi_region),
+                None => (Vec::new(), self.msi_region),
+            };
+            let msi = msi.map(|range| ReservedRegion { range, kind: ReservedKind::Msi });
+            let regions: Vec<ReservedRegion> = msi.into_iter().chain(own_holes).collect();
             if let Err(error) = state.device_mut().set_reserved(endpoint, &regions) {
                 warn!("endpoint {}: {error}; its reserved regions stay as they were", self.label(endpoint));
             }
         }
         drop(state);
         if !self.invalidators.is_empty() {
-            *lock(&self.untold_holes) = holes.iter().map(|hole| hole.range).collect();
+            *lock(&self.untold_holes) = memory_holes.iter().map(|hole| hole.range).collect();
         }
     }
 

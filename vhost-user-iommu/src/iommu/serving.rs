@@ -71,6 +71,16 @@ impl State {
         &mut self.device
     }
 
+    /// Whether a VMM has stopped the rings, for whatever reason.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
+    /// Whether there is a VMM.
+    pub fn is_connected(&self) -> bool {
+        self.is_connected
+    }
+
     /// The first step of a request.
     pub fn begin(&mut self, readable: &[u8], writable: usize) -> Step {
         let step = self.device.begin(readable, writable);

@@ -162,6 +162,7 @@ impl VhostUserBackend for Backend {
         }
         debug!("guest memory: {}", regions.iter().map(IovaRange::to_string).collect::<Vec<_>>().join(", "));
         self.iommu.set_guest_memory(&regions);
+        self.iommu.share_memory(&memory);
         // A ring that was out of reach may be back: its kick has come to nothing.
         self.event_waits.wake();
         Ok(())

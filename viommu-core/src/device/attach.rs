@@ -32,7 +32,24 @@ impl Device {
             }
             None => self.check_room_for_domain(endpoint.domain, bypass)?,
         }
+        self.check_group(id, to, bypass)?;
         Ok(Verdict::Change(Change::Attach { endpoint: id, from: endpoint.domain, to, bypass }))
+    }
+
+    /// Refuses to separate `id` from the others of its group. In bypass all domains are one.
+    fn check_group(&self, id: EndpointId, to: DomainId, bypass: bool) -> Result<(), Reject> {
+        //= virtio#devicenormative:IOMMU/ATTACH request A21a
+        // What the host cannot isolate cannot have address spaces of its own.
+        let group = self.endpoints.get(&id).and_then(|endpoint| endpoint.group);
+        let others =
+            self.endpoints.iter().filter(|(other, endpoint)| **other != id && endpoint.group == group);
+        for (other, domain) in others.filter_map(|(other, endpoint)| Some((*other, endpoint.domain?))) {
+            let is_bypass = self.domains.get(&domain).is_some_and(Domain::is_bypass);
+            if group.is_some() && domain != to && !(bypass && is_bypass) {
+                return Err(Reject::GroupElsewhere(id, other, domain));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn check_detach(&self, id: EndpointId, named: DomainId) -> Result<Verdict, Reject> {

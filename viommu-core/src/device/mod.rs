@@ -44,6 +44,7 @@ use reply::Form;
 struct Endpoint {
     domain: Option<DomainId>,
     reserved: ReservedRegions,
+    group: Option<u32>,
 }
 
 /// A change that the outside is at work on, and how its request is answered.
@@ -155,6 +156,14 @@ impl Device {
         Ok(())
     }
 
+    /// Says which endpoints the outside cannot tell apart: those of one `group` can only be in one domain at a time, or in
+    /// bypass domains. Endpoints are of no group until this says so; an unknown endpoint is ignored.
+    pub fn set_group(&mut self, endpoint: EndpointId, group: u32) {
+        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
+            endpoint.group = Some(group);
+        }
+    }
+
     /// All three steps of one request: `readable` is its readable part, `writable` the size in bytes of its
     /// writable part.
     pub fn handle(&mut self, readable: &[u8], writable: usize, host: &mut dyn Host) -> Reply {
@@ -236,6 +245,11 @@ impl Device {
         //= virtio#devicenormative:IOMMU/Device configuration layout A6b
         // The machine begins anew, and with it the firmware.
         self.bypass = self.config.boot_bypass;
+    }
+
+    /// Whether unattached endpoints reach guest memory untranslated: `bypass` in the configuration space.
+    pub fn bypass(&self) -> bool {
+        self.bypass
     }
 
     /// The endpoints behind the device.

@@ -2,13 +2,15 @@
 
 //! Every owner and command with the kernel's mock driver: `scripts/test l1` runs this in a kernel that has it.
 
+mod failures;
+
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::io::Errno;
 use viommu_core::{Access, Iova, IovaRange};
 use viommu_nested::mock::{self, MockDevice};
 use viommu_nested::object::*;
@@ -52,7 +54,9 @@ fn description(iotlb: u32) -> [u8; 8] {
 
 fn nested(device: &MockDevice, parent: &Arc<Hwpt>, iotlb: u32, faults: Option<Arc<FaultQueue>>) -> Arc<Hwpt> {
     let parent = NestedParent::Hwpt(parent.clone());
-    Hwpt::nested(device.device(), parent, mock::HWPT_DATA, &description(iotlb), faults).expect("a nested one")
+    let data = description(iotlb);
+    Hwpt::nested(device.device(), parent, HwptFlags::empty(), mock::HWPT_DATA, &data, faults)
+        .expect("a nested one")
 }
 
 #[test]
@@ -76,9 +80,9 @@ fn what_is_mapped_from_a_file_is_what_the_device_reaches() {
     ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
     let device = MockDevice::new(ioas.context(), &PageTable::Auto(ioas.clone())).expect("a device");
     let whole = region.as_volatile_slice();
-    mock::check_map(&ioas, device.first_hwpt(), Iova(START), &whole).expect("the same pages");
+    mock::check_map(&ioas, device.hwpt(), Iova(START), &whole).expect("the same pages");
     let elsewhere = whole.subslice(4096, 4096).expect("a part");
-    assert_eq!(errno(mock::check_map(&ioas, device.first_hwpt(), Iova(START), &elsewhere)), Errno::INVAL);
+    assert_eq!(errno(mock::check_map(&ioas, device.hwpt(), Iova(START), &elsewhere)), Errno::INVAL);
 }
 
 #[test]
@@ -91,7 +95,7 @@ fn a_copy_reaches_the_same_pages_without_the_boundaries_of_the_source() {
     let source = Iova(START + 64 * 1024);
     domain.copy_from(&range(0, 8192), &guest, source, Access::READ.into()).expect("it copies");
     let part = region.get_slice(64 * 1024, 8192).expect("a part");
-    mock::check_map(&domain, device.first_hwpt(), Iova(START), &part).expect("the same pages");
+    mock::check_map(&domain, device.hwpt(), Iova(START), &part).expect("the same pages");
     assert_eq!(errno(domain.copy_from(&range(0, 8192), &guest, source, Access::READ.into())), Errno::EXIST);
     let gap = Iova(START + MIB - 4096);
     assert_eq!(errno(domain.copy_from(&range(MIB, 8192), &guest, gap, Access::READ.into())), Errno::NOENT);
@@ -101,15 +105,15 @@ fn a_copy_reaches_the_same_pages_without_the_boundaries_of_the_source() {
 }
 
 #[test]
-fn memory_of_this_process_can_be_mapped_and_stays_when_its_mapping_here_goes() {
+fn memory_of_this_process_can_be_mapped() {
     let ioas = Ioas::new(&context()).expect("an address space");
     let (_file, region) = memory(64 * 1024);
-    let whole = region.as_volatile_slice();
+    // Nothing less will do: the kernel keeps the address.
+    let whole = Box::leak(Box::new(region)).as_volatile_slice();
     ioas.map(&range(0, 64 * 1024), &whole, Access::all().into()).expect("it maps");
     assert_eq!(errno(ioas.map(&range(MIB, 2 * MIB), &whole, Access::all().into())), Errno::INVAL);
     let device = MockDevice::new(ioas.context(), &PageTable::Auto(ioas.clone())).expect("a device");
-    mock::check_map(&ioas, device.first_hwpt(), Iova(START), &whole).expect("the same pages");
-    drop(region);
+    mock::check_map(&ioas, device.hwpt(), Iova(START), &whole).expect("the same pages");
     assert_eq!(ioas.unmap(&range(0, 64 * 1024)).expect("it goes"), 64 * 1024);
 }
 
@@ -172,6 +176,40 @@ fn the_hardware_of_a_device_is_told_and_no_other_number_is_a_device() {
     assert!(!HwInfo::is_device(&context, ioas.id()).expect("it is not"));
 }
 
+/// The number that the kernel gives to the next object: the lowest that is free.
+fn next_number(context: &Arc<Context>) -> u32 {
+    Ioas::new(context).expect("an address space").id()
+}
+
+#[test]
+fn whatever_is_dropped_is_gone_from_the_kernel() {
+    let context = context();
+    let ioas = Ioas::new(&context).expect("one");
+    let device = MockDevice::new(&context, &PageTable::Auto(ioas.clone())).expect("a device");
+    let (file, _region) = memory(MIB);
+    ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
+    let free = next_number(&context);
+
+    let faults = FaultQueue::new(&context).expect("a queue");
+    assert_eq!(faults.id(), free);
+    drop(faults);
+    assert_eq!(next_number(&context), free, "a fault queue");
+
+    let parent = nested_parent(&device, &ioas);
+    let faults = FaultQueue::new(&context).expect("a queue");
+    drop(nested(&device, &parent, 1, Some(faults)));
+    drop(parent);
+    assert_eq!(next_number(&context), free, "a nested page table, its parent and its fault queue");
+
+    let parent = nested_parent(&device, &ioas);
+    let viommu = Viommu::new(device.device(), &parent, mock::VIOMMU, &mut [0; 24]).expect("a vIOMMU");
+    let events = Veventq::new(&viommu, mock::VEVENTQ, 4, 1).expect("a queue of one");
+    let vdevice = Vdevice::new(&viommu, device.device(), 0x99).expect("a number");
+    let queue = HwQueue::new(&viommu, mock::HW_QUEUE, 0, &range(0, 4096)).expect("a queue");
+    drop((parent, viommu, events, vdevice, queue));
+    assert_eq!(next_number(&context), free, "a vIOMMU and all that is in it");
+}
+
 #[test]
 fn writes_of_devices_are_recorded() {
     let context = context();
@@ -184,7 +222,34 @@ fn writes_of_devices_are_recorded() {
     let bitmap = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Keep).expect("a bitmap");
     assert_eq!(bitmap, [0; 4]);
     assert_eq!(errno(hwpt.dirty_bitmap(&range(0, MIB), 0, Clearing::Keep)), Errno::INVAL);
+    mock::mark_written(&hwpt, Iova(START + 65 * 4096), 4096).expect("it is marked");
+    let bitmap = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Clear).expect("a bitmap");
+    // Its neighbours may be in one large page with it.
+    assert!(bitmap[1] & 2 != 0, "{bitmap:x?}");
+    let bitmap = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Keep).expect("a bitmap");
+    assert_eq!(bitmap, [0; 4]);
+    let all = IovaRange::new(0, (1 << 62) - 1).expect("a range");
+    assert_eq!(errno(hwpt.dirty_bitmap(&all, 1, Clearing::Keep)), Errno::NOMEM);
     hwpt.set_dirty_tracking(DirtyTracking::Off).expect("it ends");
+}
+
+/// The kernel marks all of a large page, of which the range may have only the beginning.
+#[test]
+fn a_record_of_a_part_of_a_large_page_ends_where_its_range_does() {
+    fs::write("/proc/sys/vm/nr_hugepages", "2").expect("large pages");
+    let context = context();
+    let ioas = Ioas::new(&context).expect("one");
+    let device = MockDevice::new(&context, &PageTable::Auto(ioas.clone())).expect("a device");
+    let hwpt = Hwpt::paging(device.device(), &ioas, HwptFlags::DIRTY_TRACKING).expect("a page table");
+    let file = memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB).expect("a memfd");
+    ftruncate(&file, 2 * MIB).expect("its size");
+    ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
+    hwpt.set_dirty_tracking(DirtyTracking::On).expect("it begins");
+    mock::mark_written(&hwpt, Iova(START), 4096).expect("it is marked");
+    let whole = hwpt.dirty_bitmap(&range(0, MIB), 4096, Clearing::Keep).expect("a bitmap");
+    assert_eq!(whole, [u64::MAX; 4], "it is one large page");
+    let part = hwpt.dirty_bitmap(&range(0, 3 * 4096), 4096, Clearing::Keep).expect("a bitmap");
+    assert_eq!(part, [7]);
 }
 
 #[test]
@@ -205,6 +270,14 @@ fn invalidations_reach_the_nested_page_table_up_to_the_first_that_is_refused() {
     mock::check_iotlb(&nested, 0, 0).expect("it was done");
     mock::check_iotlb(&nested, 3, 0x1234).expect("it was not");
     nested.invalidate::<[u32; 2]>(mock::INVALIDATE_DATA, &[]).expect("the type is known");
+    let mut many = vec![[0u32, 1]; 10_000];
+    nested.invalidate(mock::INVALIDATE_DATA, &many).expect("as many as it takes");
+    many.extend([[0, 3], [0, 9]]);
+    let stopped = nested.invalidate(mock::INVALIDATE_DATA, &many).expect_err("slot 9");
+    assert_eq!(stopped.done, 10_001);
+    mock::check_iotlb(&nested, 3, 0).expect("it was done");
+    let of_none = nested.invalidate(mock::INVALIDATE_DATA + 1, &[[0u32, 1]]).expect_err("an unknown type");
+    assert_eq!((of_none.done, of_none.error.errno()), (0, Errno::INVAL));
 }
 
 #[test]
@@ -266,8 +339,12 @@ fn a_viommu_knows_devices_by_the_guests_numbers() {
     assert_eq!(unknown.done, 0);
 
     let in_viommu = NestedParent::Viommu(viommu.clone());
-    let nested = Hwpt::nested(device.device(), in_viommu, mock::HWPT_DATA, &description(5), None);
-    device.attach(&PageTable::Hwpt(nested.expect("a nested one")), None).expect("it is attached");
+    let nested =
+        Hwpt::nested(device.device(), in_viommu, HwptFlags::PASID, mock::HWPT_DATA, &description(5), None);
+    let nested = nested.expect("a nested one");
+    device.attach(&PageTable::Hwpt(nested.clone()), None).expect("it is attached");
+    device.attach(&PageTable::Hwpt(nested), Some(7)).expect("it is for PASIDs too");
+    device.detach(Some(7)).expect("away");
     (0..2).for_each(|_| device.raise_event().expect("it is raised"));
     let arrived = events.read().expect("they arrive");
     assert_eq!(arrived, [Vevent::Event(0, 0x99u32.to_ne_bytes().to_vec()), Vevent::Lost(1)]);
@@ -310,91 +387,7 @@ fn another_process_can_be_charged_for_memory_of_files_only() {
     let (file, region) = memory(MIB);
     ioas.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
     ioas.context().change_process().expect("of a file");
-    ioas.map(&range(MIB, MIB), &region.as_volatile_slice(), Access::all().into()).expect("it maps");
+    let whole = Box::leak(Box::new(region)).as_volatile_slice();
+    ioas.map(&range(MIB, MIB), &whole, Access::all().into()).expect("it maps");
     assert_eq!(errno(ioas.context().change_process()), Errno::INVAL);
-}
-
-/// Runs `operation` again and again, of whose allocations and checks in the kernel the first fails, then the second, and
-/// so on until none is left to fail; `check` looks at what each left behind.
-fn fail_each<T>(mut operation: impl FnMut() -> Result<T>, mut check: impl FnMut(Result<T>)) {
-    // Open all the time: to open it could fail as well.
-    let thread = File::options().read(true).write(true).open("/proc/thread-self/fail-nth");
-    let thread = thread.expect("a kernel with fault injection");
-    for nth in 1..1000 {
-        pwrite(&thread, nth.to_string().as_bytes(), 0).expect("it is set");
-        let result = operation();
-        let mut left = [0; 1];
-        pread(&thread, &mut left, 0).expect("it is told");
-        pwrite(&thread, b"0", 0).expect("it ends");
-        // Zero once it has failed.
-        let is_through = left != *b"0";
-        assert!(!is_through || result.is_ok(), "failure {nth} did not happen, yet: {:?}", result.err());
-        check(result);
-        if is_through {
-            assert!(nth > 1, "nothing in it can fail");
-            return;
-        }
-    }
-    panic!("there is no end to what can fail");
-}
-
-#[test]
-fn whatever_fails_in_the_kernel_changes_nothing() {
-    allow_failures();
-    let context = context();
-    let (guest, domain) = (Ioas::new(&context).expect("one"), Ioas::new(&context).expect("another"));
-    let device = MockDevice::new(&context, &PageTable::Auto(domain.clone())).expect("a device");
-    let (file, region) = memory(MIB);
-    let whole = region.as_volatile_slice();
-    let is_mapped = |hwpt| mock::check_map(&domain, hwpt, Iova(START), &whole).is_ok();
-
-    fail_each(
-        || guest.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()),
-        |mapped| assert_eq!(guest.unmap(&range(0, MIB)).is_ok(), mapped.is_ok()),
-    );
-    guest.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
-    fail_each(
-        || domain.copy_from(&range(0, MIB), &guest, Iova(START), Access::all().into()),
-        |copied| {
-            assert_eq!(is_mapped(device.first_hwpt()), copied.is_ok());
-            assert_eq!(domain.unmap(&range(0, MIB)).is_ok(), copied.is_ok());
-        },
-    );
-    domain.copy_from(&range(0, MIB), &guest, Iova(START), Access::all().into()).expect("it copies");
-    fail_each(
-        || Hwpt::paging(device.device(), &domain, HwptFlags::NEST_PARENT),
-        |hwpt| {
-            let Ok(hwpt) = hwpt else { return };
-            assert!(is_mapped(hwpt.id()));
-        },
-    );
-    let other = Hwpt::paging(device.device(), &domain, HwptFlags::empty()).expect("a page table");
-    fail_each(
-        || device.attach(&PageTable::Hwpt(other.clone()), None),
-        |attached| {
-            if attached.is_ok() {
-                device.attach(&PageTable::Auto(domain.clone()), None).expect("back");
-            }
-        },
-    );
-    fail_each(
-        || domain.unmap(&range(0, MIB)),
-        |unmapped| match unmapped {
-            // The kernel can do without some of what fails.
-            Ok(bytes) => {
-                assert_eq!(bytes, MIB);
-                let again = domain.copy_from(&range(0, MIB), &guest, Iova(START), Access::all().into());
-                again.expect("it copies");
-            }
-            Err(_) => assert!(is_mapped(other.id()), "it is all there"),
-        },
-    );
-}
-
-/// Lets allocations fail that the kernel makes on behalf of a thread which asks for it, and the mock's own checks.
-fn allow_failures() {
-    let debug = Path::new("/sys/kernel/debug");
-    for (file, value) in [("failslab/ignore-gfp-wait", "N"), ("fail_iommufd/task-filter", "N")] {
-        fs::write(debug.join(file), value).unwrap_or_else(|error| panic!("{file}: {error}"));
-    }
 }

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a change of the device means to the address spaces: all of it is done, or none.
+
+use viommu_core::{Change, Device, DomainId, EndpointId, Mapping};
+
+use crate::device::Attach;
+use crate::error::Result;
+
+use super::Shadow;
+
+/// Where the device of an endpoint is to be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// To where it reaches nothing.
+    Nothing,
+    /// To guest memory, untranslated.
+    Memory,
+    /// Into a domain.
+    Domain(DomainId),
+}
+
+impl Goal {
+    /// Of an unattached endpoint, by the device's `bypass`.
+    pub fn of_unattached(bypass: bool) -> Goal {
+        if bypass { Goal::Memory } else { Goal::Nothing }
+    }
+}
+
+/// What a change does not say of the device that it is going to change.
+pub trait Known {
+    /// What a domain maps.
+    fn mappings(&self, domain: DomainId) -> Vec<Mapping>;
+
+    /// The endpoints that are in no domain.
+    fn unattached(&self) -> Vec<EndpointId>;
+
+    /// Whether those are in bypass mode.
+    fn bypass(&self) -> bool;
+}
+
+impl Known for Device {
+    fn mappings(&self, domain: DomainId) -> Vec<Mapping> {
+        self.domain(domain).into_iter().flat_map(|domain| domain.mappings()).collect()
+    }
+
+    fn unattached(&self) -> Vec<EndpointId> {
+        self.endpoints().filter(|endpoint| self.domain_of(*endpoint).is_none()).collect()
+    }
+
+    fn bypass(&self) -> bool {
+        Device::bypass(self)
+    }
+}
+
+impl<D: Attach> Shadow<D> {
+    /// Applies a change to the endpoints that have a device.
+    ///
+    /// # Errors
+    /// The first call that failed; all is as it was then.
+    pub fn apply(&mut self, change: &Change, known: &impl Known) -> Result<()> {
+        match *change {
+            Change::Map { domain, range, target } => self.map(domain, &range, target),
+            Change::Unmap { domain, range } => self.unmap(domain, &range),
+            Change::Attach { endpoint, to, bypass, .. } => {
+                self.move_to(endpoint, if bypass { Goal::Memory } else { Goal::Domain(to) }, known)
+            }
+            Change::Detach { endpoint, .. } => {
+                self.move_to(endpoint, Goal::of_unattached(known.bypass()), known)
+            }
+            Change::SetBypass { enabled } => self.move_all(&known.unattached(), enabled, known),
+        }
+    }
+
+    /// Moves the device of an endpoint, if it has one.
+    ///
+    /// # Errors
+    /// Of the kernel's; it is where it was then.
+    pub fn move_to(&mut self, endpoint: EndpointId, goal: Goal, known: &impl Known) -> Result<()> {
+        match goal {
+            Goal::Nothing => self.block(endpoint),
+            Goal::Memory => self.bypass(endpoint),
+            Goal::Domain(domain) => {
+                let mappings = if self.has_domain(domain) { Vec::new() } else { known.mappings(domain) };
+                self.attach(endpoint, domain, mappings)
+            }
+        }
+    }
+
+    fn move_all(&mut self, endpoints: &[EndpointId], bypass: bool, known: &impl Known) -> Result<()> {
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            let Err(failure) = self.move_to(*endpoint, Goal::of_unattached(bypass), known) else { continue };
+            for moved in endpoints.iter().take(at) {
+                if let Err(error) = self.move_to(*moved, Goal::of_unattached(!bypass), known) {
+                    log::error!("{moved} cannot be moved back: {error}");
+                }
+            }
+            return Err(failure);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The domains of a guest as address spaces of iommufd, each following its mappings.
+//!
+//! | the guest's              | is here                                                                     |
+//! |--------------------------|-----------------------------------------------------------------------------|
+//! | memory                   | one address space at IOVA = GPA, see [`GuestMemory`]                        |
+//! | domain, not empty        | an address space of its own; a mapping is a copy of a part of the memory's  |
+//! | endpoint in a domain     | a device attached to the domain's address space                             |
+//! | endpoint in bypass mode  | a device attached to the memory's address space, or to the VMM's            |
+//! | endpoint that is blocked | a device attached to nothing                                                |
+//!
+//! The devices are bound to the context by another process, the VMM, which attaches them to an address space of its
+//! own at first. The devices of a group of the host move together: if one of them is in a domain, all reach that.
+//! Everything here is one step of the kernel's, or undoes what it did: after an error all is as it was.
+//! Decides nothing: which domain an endpoint is in is the caller's matter.
+
+mod apply;
+mod memory;
+mod space;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use viommu_core::{DomainId, EndpointId, IovaRange, Mapping, Target};
+
+use crate::device::{Attach, Attached};
+use crate::error::{Error, Result};
+use crate::object::{Context, PageTable};
+
+use space::Space;
+
+pub use apply::{Goal, Known};
+pub use memory::{GuestMemory, Lasting, MemoryRegion};
+
+/// The address spaces of one guest in one context, and the devices that use them.
+#[derive(Debug)]
+pub struct Shadow<D> {
+    context: Arc<Context>,
+    memory: GuestMemory,
+    /// Where the guest's devices write interrupts.
+    doorbell: Option<IovaRange>,
+    /// Of the domains that a device is in.
+    spaces: BTreeMap<DomainId, Space>,
+    endpoints: BTreeMap<EndpointId, Endpoint<D>>,
+}
+
+#[derive(Debug)]
+struct Endpoint<D> {
+    device: Attached<D>,
+    group: Option<u32>,
+    reach: Reach,
+    /// Whether it is in a domain by itself, and not only because its group is.
+    is_member: bool,
+}
+
+/// What a device reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// What the VMM has attached it to: all of the guest's memory, if it is bound yet.
+    Vmm,
+    /// Nothing.
+    Nothing,
+    /// The guest's memory, untranslated.
+    Memory,
+    /// What the domain maps.
+    Domain(DomainId),
+    /// What a domain mapped that does not exist any more.
+    Lingering,
+}
+
+impl<D: Attach> Shadow<D> {
+    /// No memory and no device yet. What lies in `doorbell`, GPAs, receives interrupts and is no memory.
+    ///
+    /// # Errors
+    /// Of `IOMMU_IOAS_ALLOC`.
+    pub fn new(context: &Arc<Context>, doorbell: Option<IovaRange>) -> Result<Shadow<D>> {
+        Ok(Shadow {
+            context: context.clone(),
+            memory: GuestMemory::new(context)?,
+            doorbell,
+            spaces: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+        })
+    }
+
+    /// Takes the device of an endpoint, which the VMM attaches to what it likes. Devices of one IOMMU group cannot be told
+    /// from each other.
+    pub fn add(&mut self, endpoint: EndpointId, device: D, group: Option<u32>) {
+        let device = Attached::new(device);
+        self.endpoints.insert(endpoint, Endpoint { device, group, reach: Reach::Vmm, is_member: false });
+    }
+
+    /// Blocks the device of an endpoint and lets go of it. That it cannot be blocked, since the VMM has taken it away
+    /// already, is no error.
+    pub fn remove(&mut self, endpoint: EndpointId) -> Option<D> {
+        let blocked = self.block(endpoint);
+        blocked.unwrap_or_else(|error| log::debug!("{endpoint}, which goes: {error}"));
+        let removed = self.endpoints.remove(&endpoint)?;
+        self.forget_unused();
+        Some(removed.device.into_device())
+    }
+
+    /// The endpoints that cannot be told from this one, itself among them.
+    pub fn group_of(&self, endpoint: EndpointId) -> Vec<EndpointId> {
+        let group = self.endpoints.get(&endpoint).and_then(|endpoint| endpoint.group);
+        let is_in_it =
+            |id: EndpointId, other: &Endpoint<D>| id == endpoint || (group.is_some() && other.group == group);
+        self.endpoints.iter().filter(|(id, other)| is_in_it(**id, other)).map(|(id, _)| *id).collect()
+    }
+
+    /// The endpoints that have a device, and what each reaches.
+    pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, Reach)> {
+        self.endpoints.iter().map(|(id, endpoint)| (*id, endpoint.reach))
+    }
+
+    /// What an endpoint's device reaches, if it has one.
+    pub fn reach(&self, endpoint: EndpointId) -> Option<Reach> {
+        Some(self.endpoints.get(&endpoint)?.reach)
+    }
+
+    /// The device of an endpoint.
+    pub fn device(&self, endpoint: EndpointId) -> Option<&D> {
+        Some(self.endpoints.get(&endpoint)?.device.device())
+    }
+
+    /// Takes all of the guest's memory as it is now.
+    ///
+    /// # Errors
+    /// Of `IOMMU_IOAS_MAP_FILE` or `IOMMU_IOAS_MAP`, for the first region that cannot be had; the others are there.
+    pub fn set_memory(&mut self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) -> Result<()> {
+        let ours = self.address_spaces();
+        self.memory.set(regions, lasting, &ours)
+    }
+
+    /// Whether an address space exists for this domain, which has to be told of its changes.
+    pub fn has_domain(&self, domain: DomainId) -> bool {
+        self.spaces.contains_key(&domain)
+    }
+
+    /// Attaches an endpoint to a domain in place of what it reaches; `mappings` are those of the domain, for when no
+    /// device has been in it. An endpoint without a device needs nothing.
+    ///
+    /// # Errors
+    /// Of `IOMMU_IOAS_ALLOC` and `IOMMU_IOAS_COPY`, and of [`Attach::attach`].
+    pub fn attach(
+        &mut self,
+        endpoint: EndpointId,
+        to: DomainId,
+        mappings: impl IntoIterator<Item = Mapping>,
+    ) -> Result<()> {
+        if !self.endpoints.contains_key(&endpoint) {
+            return Ok(());
+        }
+        let new = if self.has_domain(to) { None } else { Some(self.filled(mappings)?) };
+        let Some(table) = new.as_ref().or(self.spaces.get(&to)).map(Space::table) else { return Ok(()) };
+        self.move_group(endpoint, table, Reach::Domain(to))?;
+        self.spaces.extend(new.map(|space| (to, space)));
+        self.set_member(endpoint, true);
+        Ok(())
+    }
+
+    /// Lets an endpoint reach all of the guest's memory, untranslated, unless another of its group is in a domain.
+    ///
+    /// # Errors
+    /// Of [`Attach::attach`].
+    pub fn bypass(&mut self, endpoint: EndpointId) -> Result<()> {
+        if !self.is_kept_by_group(endpoint) {
+            let table = PageTable::Auto(self.memory.space().clone());
+            self.move_group(endpoint, table, Reach::Memory)?;
+        }
+        self.set_member(endpoint, false);
+        Ok(())
+    }
+
+    /// Lets an endpoint reach nothing, unless another of its group is in a domain.
+    ///
+    /// # Errors
+    /// Of [`Attach::detach`].
+    pub fn block(&mut self, endpoint: EndpointId) -> Result<()> {
+        if !self.is_kept_by_group(endpoint) {
+            // The kernel keeps a group attached until the last of it is detached.
+            for id in self.group_of(endpoint) {
+                if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                    endpoint.device.detach(None)?;
+                    endpoint.reach = Reach::Nothing;
+                }
+            }
+        }
+        self.set_member(endpoint, false);
+        Ok(())
+    }
+
+    /// Adds a mapping to a domain.
+    ///
+    /// # Errors
+    /// Of `IOMMU_IOAS_COPY`: ENOENT when the target is no memory.
+    pub fn map(&mut self, domain: DomainId, range: &IovaRange, target: Target) -> Result<()> {
+        let Some(space) = self.spaces.get(&domain) else { return Ok(()) };
+        let is_held = self.copy(space, range, target)?;
+        if let Some(space) = self.spaces.get_mut(&domain).filter(|_| !is_held) {
+            space.keep_idle(range);
+        }
+        Ok(())
+    }
+
+    /// Removes what a domain maps within `range`, none of it only in part.
+    ///
+    /// # Errors
+    /// Of `IOMMU_IOAS_UNMAP`.
+    pub fn unmap(&mut self, domain: DomainId, range: &IovaRange) -> Result<()> {
+        self.spaces.get_mut(&domain).map_or(Ok(()), |space| space.unmap(range))
+    }
+
+    /// All domains are gone at once. Their endpoints linger: they reach what they did until they are moved.
+    pub fn reset(&mut self) {
+        self.spaces.clear();
+        for endpoint in self.endpoints.values_mut() {
+            endpoint.is_member = false;
+            if let Reach::Domain(_) = endpoint.reach {
+                endpoint.reach = Reach::Lingering;
+            }
+        }
+    }
+
+    /// Attaches an endpoint, and with it all of its group.
+    fn move_group(&mut self, endpoint: EndpointId, to: PageTable, reach: Reach) -> Result<()> {
+        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
+            endpoint.device.attach(to.clone(), None)?;
+        }
+        for id in self.group_of(endpoint) {
+            if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                endpoint.device.followed(to.clone());
+                endpoint.reach = reach;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_kept_by_group(&self, endpoint: EndpointId) -> bool {
+        let mut others = self.group_of(endpoint).into_iter().filter(|other| *other != endpoint);
+        others.any(|other| self.endpoints.get(&other).is_some_and(|other| other.is_member))
+    }
+
+    fn set_member(&mut self, endpoint: EndpointId, is_member: bool) {
+        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
+            endpoint.is_member = is_member;
+        }
+        self.forget_unused();
+    }
+
+    /// A new address space with these mappings.
+    fn filled(&self, mappings: impl IntoIterator<Item = Mapping>) -> Result<Space> {
+        let mut space = Space::new(&self.context)?;
+        for mapping in mappings {
+            if !self.copy(&space, &mapping.range, mapping.target)? {
+                space.keep_idle(&mapping.range);
+            }
+        }
+        Ok(space)
+    }
+
+    /// Whether the kernel has the mapping now; otherwise it needs none.
+    fn copy(&self, space: &Space, range: &IovaRange, target: Target) -> Result<bool> {
+        if target.access.is_empty() {
+            return Ok(false);
+        }
+        match self.memory.copy(space.ioas(), range, target, || self.address_spaces()) {
+            // Interrupts reach the VMM by themselves: what a device writes there is not for memory to receive.
+            Err(error) if self.is_doorbell(range, target, &error) => Ok(false),
+            copied => copied.map(|()| true),
+        }
+    }
+
+    fn is_doorbell(&self, range: &IovaRange, target: Target, error: &Error) -> bool {
+        let gpas = target.gpa.0.checked_add(range.span()).and_then(|last| IovaRange::new(target.gpa.0, last));
+        let doorbell = self.doorbell.zip(gpas).is_some_and(|(doorbell, gpas)| doorbell.covers(&gpas));
+        target.mmio && doorbell && error.errno() == Errno::NOENT
+    }
+
+    /// The numbers of all address spaces that are ours.
+    fn address_spaces(&self) -> BTreeSet<u32> {
+        let attached = self.endpoints.values().filter_map(|endpoint| endpoint.device.table(None));
+        let spaces = self.spaces.values().map(|space| space.ioas().id());
+        attached.map(PageTable::id).chain(spaces).chain([self.memory.space().id()]).collect()
+    }
+
+    /// A domain without a device needs no address space.
+    fn forget_unused(&mut self) {
+        let endpoints = &self.endpoints;
+        self.spaces
+            .retain(|domain, _| endpoints.values().any(|endpoint| endpoint.reach == Reach::Domain(*domain)));
+    }
+}
+
+impl<D> Drop for Shadow<D> {
+    /// Devices go before what they are attached to.
+    fn drop(&mut self) {
+        self.endpoints.clear();
+    }
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a change, a reset and the end of a VMM mean to physical devices.
+//!
+//! All of this is done by whoever holds the turn, so nobody else moves a device meanwhile.
+
+use std::os::fd::AsFd;
+
+use log::{error, info};
+use viommu_core::{DomainId, EndpointId, HostError, IovaRange, Mapping};
+use viommu_nested::Result;
+use viommu_nested::shadow::{Goal, Known, MemoryRegion, Reach, Shadow};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
+
+use crate::vfio::{Device, Vfio, host_error};
+
+use super::Iommu;
+
+impl Known for Iommu {
+    fn mappings(&self, domain: DomainId) -> Vec<Mapping> {
+        self.state().device().mappings(domain)
+    }
+
+    fn unattached(&self) -> Vec<EndpointId> {
+        self.state().device().unattached()
+    }
+
+    fn bypass(&self) -> bool {
+        self.state().device().bypass()
+    }
+}
+
+impl Iommu {
+    /// Takes the guest's memory for the physical devices.
+    pub fn share_memory(&self, memory: &GuestMemoryMmap) {
+        let Some(vfio) = &self.vfio else { return };
+        let regions: Vec<MemoryRegion<'_>> = memory
+            .iter()
+            .filter_map(|region| {
+                let range = IovaRange::from_length(region.start_addr().0, region.len())?;
+                let file = region.file_offset().map(|place| (place.file().as_fd(), place.start()));
+                Some(MemoryRegion { range, file })
+            })
+            .collect();
+        vfio.set_memory(&regions, &|range| lasting(memory, range));
+    }
+
+    /// Says which endpoints the host cannot tell apart.
+    pub(super) fn tell_groups(&self) {
+        for (endpoint, group) in self.vfio.iter().flat_map(Vfio::groups) {
+            if let Some(group) = group {
+                self.state().device_mut().set_group(endpoint, group);
+            }
+        }
+    }
+
+    /// Does something to the address spaces, if there are any.
+    pub(super) fn on_host(&self, act: impl FnOnce(&mut Shadow<Device>) -> Result<()>) -> Done {
+        let Some(vfio) = &self.vfio else { return Ok(()) };
+        act(&mut vfio.shadow()).map_err(|error| {
+            self.host_errors.log(|| format!("the host refuses: {error}"));
+            host_error(&error)
+        })
+    }
+
+    /// Moves the device of an endpoint, if it has one.
+    pub(super) fn move_device(&self, endpoint: EndpointId, to: Goal) -> Done {
+        self.on_host(|shadow| shadow.move_to(endpoint, to, self))
+    }
+
+    /// The device has been reset: endpoints linger. What lingers already is blocked if others linger from now on.
+    pub(super) fn reset_devices(&self) {
+        let Some(vfio) = &self.vfio else { return };
+        let mut shadow = vfio.shadow();
+        let of_old: Vec<EndpointId> = with_reach(&shadow, |reach| reach == Reach::Lingering);
+        if !with_reach(&shadow, |reach| matches!(reach, Reach::Domain(_))).is_empty() {
+            of_old.into_iter().for_each(|endpoint| self.block(&mut shadow, endpoint));
+        }
+        shadow.reset();
+        drop(shadow);
+        self.tender.wake();
+    }
+
+    /// The rings go on, so the guest was merely paused: devices that were moved for want of activity go back.
+    pub(super) fn return_devices(&self) {
+        let attached: Vec<(EndpointId, Goal)> = {
+            let state = self.state();
+            let device = state.device();
+            let goal = |domain| match device.domain(domain).is_some_and(|domain| domain.is_bypass()) {
+                true => Goal::Memory,
+                false => Goal::Domain(domain),
+            };
+            device
+                .endpoints()
+                .filter_map(|endpoint| Some((endpoint, goal(device.domain_of(endpoint)?))))
+                .collect()
+        };
+        for (endpoint, goal) in attached {
+            let reach = self.vfio.as_ref().and_then(|vfio| vfio.shadow().reach(endpoint));
+            if matches!((reach, goal), (Some(Reach::Memory | Reach::Nothing), Goal::Domain(_)))
+                && let Err(error) = self.move_device(endpoint, goal)
+            {
+                error!("endpoint {}: it stays out of its domain: {error}", self.label(endpoint));
+                self.on_host(|shadow| shadow.block(endpoint)).unwrap_or_default();
+            }
+        }
+    }
+
+    /// The VMM or this process is at its end: the devices reach nothing, and are let go of. Nobody else can be given the
+    /// same descriptors.
+    pub fn release_devices(&self) {
+        let Some(vfio) = &self.vfio else { return };
+        let mut shadow = vfio.shadow();
+        for endpoint in with_reach(&shadow, |_| true) {
+            self.block(&mut shadow, endpoint);
+            drop(shadow.remove(endpoint));
+            info!("endpoint {}: its device is released", self.label(endpoint));
+        }
+    }
+
+    fn block(&self, shadow: &mut Shadow<Device>, endpoint: EndpointId) {
+        if let Err(error) = shadow.block(endpoint) {
+            error!("endpoint {}: it cannot be blocked: {error}", self.label(endpoint));
+        }
+    }
+}
+
+/// The region at these GPAs, which stays for ever from now on.
+fn lasting(memory: &GuestMemoryMmap, range: &IovaRange) -> Option<VolatileSlice<'static>> {
+    let memory: &'static GuestMemoryMmap = Box::leak(Box::new(memory.clone()));
+    let region = memory.iter().find(|region| region.start_addr().0 == range.start())?;
+    region.as_volatile_slice().ok()
+}
+
+/// How something on the host ended.
+pub type Done = std::result::Result<(), HostError>;
+
+fn with_reach(shadow: &Shadow<Device>, is_wanted: impl Fn(Reach) -> bool) -> Vec<EndpointId> {
+    shadow.endpoints().filter(|(_, reach)| is_wanted(*reach)).map(|(endpoint, _)| endpoint).collect()
+}

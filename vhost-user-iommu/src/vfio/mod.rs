@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Physical devices behind the IOMMU: duplicates of the files by which a VMM has them, and what a change of the device
+//! means to them.
+//!
+//! The VMM binds them and attaches them to an address space of its own, which is what *bypass* is until the guest's
+//! driver attaches them. Everything after that is attached here. The calls are `viommu_nested`'s; when they are made
+//! is decided in [`iommu`](crate::iommu).
+
+mod device;
+mod facts;
+mod iovas;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use log::{info, warn};
+use viommu_core::{EndpointId, Granule, HostError, IovaRange};
+use viommu_nested::object::Context;
+use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
+use viommu_nested::{Cdev, Error};
+
+use crate::config::{Config, EndpointConfig, EndpointKind, VfioDevice};
+use crate::fd::inherited;
+use crate::sync::{Wake, lock};
+use crate::usage_error::UsageError;
+
+use facts::Facts;
+
+pub use device::Device;
+
+/// The devices and their address spaces.
+#[derive(Debug)]
+pub struct Vfio {
+    shadow: Mutex<Shadow<Device>>,
+    facts: BTreeMap<EndpointId, Facts>,
+    /// The user's own MSI region, or that there is none; otherwise the host's counts.
+    msi_region: Option<Option<IovaRange>>,
+    released: Arc<Wake>,
+}
+
+impl Vfio {
+    /// Takes over the descriptors that `config` names, if any, and finds out what the host makes of the devices.
+    ///
+    /// # Errors
+    /// A descriptor or a device that is not suited, or a kernel.
+    pub fn prepare(config: &Config) -> Result<Option<Vfio>, UsageError> {
+        let Some(number) = config.iommufd else { return Ok(None) };
+        let about = |error: UsageError| error.about("iommufd", number.to_string());
+        let context = Context::adopt(inherited(number).map_err(about)?);
+        let mend = "pass an open /dev/iommu, the same that the VMM has";
+        let context = context.map_err(|error| about(UsageError::new(error.to_string(), mend)))?;
+        tell_missing(&context);
+        let (mut devices, mut facts) = (Vec::new(), BTreeMap::new());
+        for endpoint in &config.endpoints {
+            let EndpointKind::Vfio { device: VfioDevice::Fd(number) } = endpoint.kind else { continue };
+            let (device, of_device) = adopt(number, endpoint, &context, config)?;
+            devices.push((endpoint.id, device));
+            facts.insert(endpoint.id, of_device);
+        }
+        let msi_region = config.msi_region_is_given.then_some(config.msi_region);
+        let doorbell = msi_region.unwrap_or_else(|| facts.values().find_map(iovas::msi_region));
+        let mut shadow = Shadow::new(&context, doorbell).map_err(|error| not_suited(&error))?;
+        for (endpoint, device) in devices {
+            shadow.add(endpoint, device, facts.get(&endpoint).and_then(|facts| facts.group));
+        }
+        let released = Wake::new().map_err(|error| {
+            UsageError::new(
+                format!("the system refuses a file descriptor: {error}"),
+                "raise its limits (ulimit)",
+            )
+        })?;
+        Ok(Some(Vfio { shadow: Mutex::new(shadow), facts, msi_region, released: Arc::new(released) }))
+    }
+
+    /// What becomes readable when the devices have been let go of: the descriptors serve one VMM.
+    pub fn released(&self) -> Arc<Wake> {
+        self.released.clone()
+    }
+
+    /// The part of `aperture` in which all of the devices can be mapped to, in whole granules.
+    ///
+    /// # Errors
+    /// There is none, or the granule is too small.
+    pub fn narrow(&self, aperture: IovaRange, page_size_mask: u64) -> Result<IovaRange, UsageError> {
+        let granule = Granule::of_mask(page_size_mask);
+        let narrowed = granule
+            .map_or(Ok(aperture), |granule| iovas::narrowed(aperture, granule, self.facts.values()))?;
+        if narrowed != aperture && aperture != IovaRange::ALL {
+            info!("aperture {narrowed} instead of {aperture}: the devices' IOMMUs translate no more");
+        }
+        Ok(narrowed)
+    }
+
+    /// The endpoints that have a device of the host, and the IOMMU groups of those.
+    pub fn groups(&self) -> impl Iterator<Item = (EndpointId, Option<u32>)> {
+        self.facts.iter().map(|(endpoint, facts)| (*endpoint, facts.group))
+    }
+
+    /// The IOVAs that an endpoint's device can use, in order, and where it writes interrupts. `None` for an endpoint of
+    /// another kind.
+    pub fn iovas(&self, endpoint: EndpointId) -> Option<(Vec<IovaRange>, Option<IovaRange>)> {
+        let facts = self.facts.get(&endpoint)?;
+        let msi = self.msi_region.unwrap_or_else(|| iovas::msi_region(facts));
+        Some((iovas::usable(facts), msi))
+    }
+
+    /// Takes all of the guest's memory as it is now.
+    pub fn set_memory(&self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) {
+        if let Err(error) = self.shadow().set_memory(regions, lasting) {
+            warn!(
+                "a part of the guest's memory is out of reach of its devices: {error}; if it is memory that this process \
+                 may not lock, raise its limit (ulimit -l)"
+            );
+        }
+    }
+
+    /// Whether the device of an endpoint does no DMA, and neither do those that move with it.
+    pub fn is_quiet(&self, endpoint: EndpointId) -> bool {
+        let shadow = self.shadow();
+        shadow
+            .group_of(endpoint)
+            .into_iter()
+            .all(|member| shadow.device(member).is_some_and(Device::is_quiet))
+    }
+
+    /// The address spaces.
+    pub fn shadow(&self) -> MutexGuard<'_, Shadow<Device>> {
+        lock(&self.shadow)
+    }
+}
+
+/// What the device makes of the host's error.
+pub fn host_error(error: &Error) -> HostError {
+    HostError { operation: error.call(), errno: error.errno().raw_os_error() }
+}
+
+fn adopt(
+    number: i32,
+    endpoint: &EndpointConfig,
+    context: &Arc<Context>,
+    config: &Config,
+) -> Result<(Device, Facts), UsageError> {
+    let about = |error: UsageError| error.about("endpoint", &endpoint.label);
+    let cdev = inherited(number).map_err(about)?;
+    let facts = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
+    let group = facts.group.map_or_else(|| "no group".to_owned(), |group| format!("group {group}"));
+    info!("endpoint {}: {}, {group} of the host", endpoint.label, facts.name);
+    Ok((Device::new(Cdev::adopt(cdev), config.unmap_timeout), facts))
+}
+
+/// Commands that an older kernel lacks are not all needed.
+fn tell_missing(context: &Context) {
+    let missing = context.missing_commands();
+    if !missing.is_empty() {
+        info!("the host's kernel does not know {}", missing.join(", "));
+    }
+}
+
+fn not_suited(error: &Error) -> UsageError {
+    UsageError::new(format!("the host's kernel refuses: {error}"), "look at its log")
+}
