@@ -20,6 +20,14 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf> {
     cargo(&["build", "--package", package, "--bin", program], program)
 }
 
+/// Builds an example of this package.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_example(package: &str, example: &str) -> Result<PathBuf> {
+    cargo(&["build", "--package", package, "--example", example])
+}
+
 /// Builds the program of an integration test of this package, which has to have these features.
 ///
 /// # Errors
