@@ -25,7 +25,7 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_example(package: &str, example: &str) -> Result<PathBuf> {
-    cargo(&["build", "--package", package, "--example", example])
+    cargo(&["build", "--package", package, "--example", example], example)
 }
 
 /// Builds the program of an integration test of this package, which has to have these features.
