@@ -98,6 +98,17 @@ impl Vfio {
         self.facts.iter().map(|(endpoint, facts)| (*endpoint, facts.group))
     }
 
+    /// Whether an endpoint is one of physical devices, though its own may be gone.
+    pub fn has(&self, endpoint: EndpointId) -> bool {
+        self.facts.contains_key(&endpoint)
+    }
+
+    /// The name of the device that an endpoint has now.
+    pub fn name_of(&self, endpoint: EndpointId) -> Option<String> {
+        let facts = self.facts.get(&endpoint)?;
+        self.shadow().device(endpoint).map(|_| facts.name.clone())
+    }
+
     /// The IOVAs that an endpoint's device can use, in order, and where it writes interrupts. `None` for an endpoint of
     /// another kind.
     pub fn iovas(&self, endpoint: EndpointId) -> Option<(Vec<IovaRange>, Option<IovaRange>)> {
