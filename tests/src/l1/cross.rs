@@ -33,7 +33,7 @@ pub fn build_example(package: &str, example: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_release(package: &str, program: &str) -> Result<PathBuf> {
-    cargo(&["build", "--release", "--package", package, "--bin", program])
+    cargo(&["build", "--release", "--package", package, "--bin", program], program)
 }
 
 /// Builds the program of a benchmark of this package, with optimisation, which has to have these features.
@@ -41,7 +41,7 @@ pub fn build_release(package: &str, program: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_bench(package: &str, bench: &str, features: &str) -> Result<PathBuf> {
-    cargo(&["bench", "--no-run", "--package", package, "--bench", bench, "--features", features])
+    cargo(&["bench", "--no-run", "--package", package, "--bench", bench, "--features", features], bench)
 }
 
 /// Builds the program of an integration test of this package, which has to have these features.
