@@ -27,9 +27,18 @@ impl Controlled for Iommu {
         }
     }
 
-    fn add_device(&self, endpoint: EndpointId, _cdev: OwnedFd) -> Result<(), Refusal> {
+    fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {
         self.check_vfio(endpoint)?;
-        Err(Refusal::new(Code::NotSuited, "devices cannot be added yet"))
+        let _turn = lock(&self.turn);
+        let vfio = self.vfio.as_ref().filter(|vfio| vfio.shadow().device(endpoint).is_none());
+        let vfio =
+            vfio.ok_or_else(|| Refusal::new(Code::HasDevice, "the endpoint has a device; remove it first"))?;
+        let group = vfio
+            .add(endpoint, cdev)
+            .map_err(|error| Refusal::new(Code::NotSuited, format!("{}: {error}", self.label(endpoint))))?;
+        self.state().device_mut().set_group(endpoint, group);
+        self.tender.expect(endpoint);
+        Ok(())
     }
 }
 
