@@ -44,6 +44,8 @@ impl Controlled for Iommu {
 
 impl Iommu {
     fn status(&self, endpoint: EndpointId) -> EndpointStatus {
+        // Before the state is locked: this looks at the address spaces.
+        let name = self.vfio.as_ref().and_then(|vfio| vfio.name_of(endpoint));
         let state = self.state();
         let device = state.device();
         let domain = device.domain_of(endpoint);
@@ -60,7 +62,7 @@ impl Iommu {
         EndpointStatus {
             endpoint: self.label(endpoint).to_owned(),
             kind: self.kind(endpoint).to_owned(),
-            device: self.vfio.as_ref().and_then(|vfio| vfio.name_of(endpoint)),
+            device: name,
             state: reaches.to_owned(),
             domain: domain.map(|domain| domain.0),
         }
