@@ -22,7 +22,7 @@ use viommu_core::EndpointId;
 use crate::config::EndpointConfig;
 use crate::throttle::Throttle;
 
-use connection::{Connection, Excess, LINE_MAX, Line};
+pub use connection::{Closed, Connection, Excess, LINE_MAX, Line};
 use protocol::{Code, Done, EndpointStatus, Refusal, Reply, Request};
 
 /// What can be done through the socket.
@@ -92,7 +92,7 @@ fn make_room(connections: &mut Vec<Connection>) {
 }
 
 /// The line that answers a line.
-fn reply(line: Result<Line<'_>, Excess>, controlled: &impl Controlled) -> String {
+pub fn reply(line: Result<Line<'_>, Excess>, controlled: &impl Controlled) -> String {
     let result = line.map_err(refuse_excess).and_then(|line| answer(line, controlled));
     let reply = Reply::from(result);
     serde_json::to_string(&reply).unwrap_or_else(|_| String::from("{}"))
@@ -103,15 +103,18 @@ fn answer(line: Line<'_>, controlled: &impl Controlled) -> Result<Done, Refusal>
         .map_err(|error| Refusal::new(Code::InvalidRequest, error.to_string()))?;
     match request {
         Request::List {} => return Ok(Done { endpoints: Some(controlled.endpoints()) }),
-        Request::Remove { endpoint } => controlled.remove_device(id_of(&endpoint)?)?,
+        Request::Remove { endpoint } => {
+            controlled.remove_device(id_of(&endpoint)?)?;
+            info!("endpoint {}: its device is removed, as asked for", endpoint.escape_debug());
+        }
         Request::Add { endpoint } => {
-            let endpoint = id_of(&endpoint)?;
+            let id = id_of(&endpoint)?;
             let missing = "the VFIO device file has to come as a file descriptor with the line";
             let cdev = line.file.take().ok_or_else(|| Refusal::new(Code::NoDescriptor, missing))?;
-            controlled.add_device(endpoint, cdev)?;
+            controlled.add_device(id, cdev)?;
+            info!("endpoint {}: a device is added, as asked for", endpoint.escape_debug());
         }
     }
-    info!("control socket: done: {}", String::from_utf8_lossy(line.text).escape_debug());
     Ok(Done::default())
 }
 

@@ -84,7 +84,7 @@ impl LaunchCommand {
     /// There is no VMM; no daemon is left then either.
     pub fn run(&self) -> Result<(), LaunchError> {
         if self.print {
-            print!("{}", print::script(self));
+            print!("{}", self.script());
             return Ok(());
         }
         if let Some(note) = print::note(self) {
@@ -106,6 +106,11 @@ impl LaunchCommand {
         // If it does not end now, it does when the pipe is closed.
         let _ = daemon.end();
         Err(error)
+    }
+
+    /// How a shell does the same.
+    pub fn script(&self) -> String {
+        print::script(self)
     }
 
     fn start_daemon(&self, files: &Files, pipe: OwnedFd, notices: &Notices) -> io::Result<Daemon> {
