@@ -57,11 +57,26 @@ impl Daemon {
     /// # Errors
     /// It is not built or does not get ready; then with what it said.
     pub fn start(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Daemon> {
+        Daemon::of(Daemon::command(arguments)?)
+    }
+
+    /// The command that starts the daemon with these arguments, for [`Daemon::of`].
+    ///
+    /// # Errors
+    /// It has not been built.
+    pub fn command(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Command> {
         // It goes with the thread that starts it, whatever becomes of that.
-        let mut process = Command::new("setpriv")
-            .args(["--pdeathsig", "TERM", "--"])
-            .arg(Self::program()?)
-            .args(arguments)
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM", "--"]).arg(Self::program()?).args(arguments);
+        Ok(command)
+    }
+
+    /// Starts the daemon by this command and waits until it is ready.
+    ///
+    /// # Errors
+    /// As for [`Daemon::start`].
+    pub fn of(mut command: Command) -> Result<Daemon> {
+        let mut process = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -134,8 +149,16 @@ impl Daemon {
     ///
     /// # Errors
     /// It does not end.
-    pub fn end_by(mut self, signal: Signal) -> Result<(ExitStatus, Vec<String>)> {
+    pub fn end_by(self, signal: Signal) -> Result<(ExitStatus, Vec<String>)> {
         kill_process(Pid::from_child(&self.process), signal)?;
+        self.ended()
+    }
+
+    /// Waits for its end, and returns its status and whole log.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn ended(mut self) -> Result<(ExitStatus, Vec<String>)> {
         let deadline = Instant::now() + PATIENCE;
         let mut log = self.log.lock();
         while !log.is_over {

@@ -13,3 +13,4 @@ pub mod l2;
 pub mod model;
 pub mod peers;
 pub mod scene;
+pub mod vfio_vmm;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The arm64 host itself: it has what tests of iommufd and VFIO need. None of its tests needs a daemon of ours to work.
+//! The arm64 host itself: it has what tests of iommufd and VFIO need. What programs of ours do there without a guest.
 
+use std::env;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -62,6 +64,38 @@ fn a_static_program_of_ours_runs_in_the_host() -> Result<()> {
     Ok(())
 }
 
+/// A shell script is the VMM.
+#[test]
+fn launch_opens_a_device_and_shares_it_with_the_vmm() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let daemon = l1::build("vhost-user-iommu", "vhost-user-iommu")?;
+    let job = "edu=$(pci_functions 1234:11e8)
+        launch() {
+          daemon launch --socket-path /iommu.sock --endpoint 00:03.0,vfio=$edu -- \
+            /bin/busybox sh -c 'test -S /iommu.sock; echo $0; readlink /proc/$$/fd/$1; readlink /proc/$$/fd/$2' \
+            {iommufd},{vfio:00:03.0},{iommufd} {iommufd} {vfio:00:03.0} || echo status $?
+        }
+        launch 2>&1
+        give_to_vfio $edu
+        launch
+        while [ -e /iommu.sock ]; do usleep 10000; done
+        echo $(ls /tmp) nothing left";
+    let report = run(Machine::new(&testbed).device(EDU).program("daemon", &daemon).job(job))?;
+    let lines = report.lines.join("\n");
+    for line in [
+        "is bound to no driver, but has to be to vfio-pci; as root: modprobe vfio-pci && echo vfio-pci > ",
+        "status 2\nvfio0\n",
+        "\n/dev/iommu\n/dev/vfio/devices/vfio0\n",
+        "\nnothing left",
+    ] {
+        assert!(lines.contains(line), "{line}\nin {lines}");
+    }
+    println!("{lines}");
+    Ok(())
+}
+
 /// Runs a test program of viommu-nested that needs the mock driver.
 fn run_with_mock(test: &str) -> Result<()> {
     let Some(testbed) = Testbed::find_for_test()? else {
@@ -69,6 +103,37 @@ fn run_with_mock(test: &str) -> Result<()> {
     };
     let tests = l1::build_test("viommu-nested", test, "mock")?;
     let report = Machine::new(&testbed).program("tests", &tests).job("tests").run(WITHIN)?;
+    assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
+    println!("{}", report.lines.join("\n"));
+    Ok(())
+}
+
+/// The daemon with devices that do DMA, by the tests in `tests/vfio_vmm`. The environment variable `VFIO_TESTS` has further
+/// arguments for them, such as a part of a name; `VFIO_REQUESTS` is passed on, see `tests/vfio_vmm/endurance.rs`.
+#[test]
+fn devices_reach_what_the_guest_says_and_nothing_else() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let stand_in = concat!(env!("CARGO_MANIFEST_DIR"), "/l1/setpriv");
+    let arguments = env::var("VFIO_TESTS").unwrap_or_default();
+    let requests = env::var("VFIO_REQUESTS").map(|count| format!("export VFIO_REQUESTS={count}"));
+    let job = "for function in $(pci_functions 1b36:0005) $(pci_functions 1234:11e8); do
+          give_to_vfio $function >/dev/null
+        done";
+    let job = format!("{job}\n{}\ntests --test-threads=1 {arguments}", requests.unwrap_or_default());
+    let report = Machine::new(&testbed)
+        .device("iommu-testdev")
+        .device("iommu-testdev")
+        .device(EDU)
+        // A pair that shares a group: nothing keeps the functions of one such device from each other.
+        .device("iommu-testdev,addr=10.0,multifunction=on")
+        .device("iommu-testdev,addr=10.1")
+        .program("setpriv", Path::new(stand_in))
+        .program("vhost-user-iommu", &l1::build("vhost-user-iommu", "vhost-user-iommu")?)
+        .program("tests", &l1::build_test("viommu-tests", "vfio_vmm", "l1")?)
+        .job(&job)
+        .run(WITHIN)?;
     assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
     println!("{}", report.lines.join("\n"));
     Ok(())

@@ -142,7 +142,10 @@ impl GuestMemory {
             // A kernel older than the command, or a file that it does not take.
             _ => match lasting(range) {
                 Some(memory) => self.space.map(range, &memory, Access::all().into()),
-                None => by_file.unwrap_or(Ok(())),
+                None => by_file.unwrap_or_else(|| {
+                    let about = format_args!("guest memory {range}, which has neither a file nor an address");
+                    Err(Error::of_call("IOMMU_IOAS_MAP", Errno::INVAL, about))
+                }),
             },
         }
     }

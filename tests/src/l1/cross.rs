@@ -17,7 +17,15 @@ pub const TARGET: &str = "aarch64-unknown-linux-musl";
 /// # Errors
 /// The toolchain has no standard library for [`TARGET`], or the program does not build: with what the compiler said.
 pub fn build(package: &str, program: &str) -> Result<PathBuf> {
-    cargo(&["build", "--package", package, "--bin", program])
+    cargo(&["build", "--package", package, "--bin", program], program)
+}
+
+/// Builds an example of this package.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_example(package: &str, example: &str) -> Result<PathBuf> {
+    cargo(&["build", "--package", package, "--example", example], example)
 }
 
 /// Builds the program of an integration test of this package, which has to have these features.
@@ -25,11 +33,11 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_test(package: &str, test: &str, features: &str) -> Result<PathBuf> {
-    cargo(&["test", "--no-run", "--package", package, "--test", test, "--features", features])
+    cargo(&["test", "--no-run", "--package", package, "--test", test, "--features", features], test)
 }
 
-/// Where the one program is that these arguments have cargo build.
-fn cargo(arguments: &[&str]) -> Result<PathBuf> {
+/// Where the program of this name is, which these arguments have cargo build.
+fn cargo(arguments: &[&str], name: &str) -> Result<PathBuf> {
     ensure_target()?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     // Not where the tests' own programs are: cargo makes one build of a folder wait for the other.
@@ -52,7 +60,10 @@ fn cargo(arguments: &[&str]) -> Result<PathBuf> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "cargo {arguments:?} does not build for {TARGET}:\n{said}");
     let built = String::from_utf8(output.stdout)?;
-    let (_, rest) = built.rsplit_once("\"executable\":\"").context("cargo built no program")?;
+    // A package's programs are built for its tests, too.
+    let mut lines = built.lines().filter(|line| line.contains(&format!("\"name\":\"{name}\"")));
+    let rest = lines.find_map(|line| Some(line.split_once("\"executable\":\"")?.1));
+    let rest = rest.with_context(|| format!("cargo built no program {name}"))?;
     let (program, _) = rest.split_once('"').context("cargo's message ends")?;
     Ok(program.into())
 }

@@ -4,7 +4,10 @@
 //!
 //! It starts nothing. To read first: QEMU's `docs/devel/vfio-iommufd.rst`.
 
-use anyhow::Result;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 
 use super::device_tree;
 use super::testbed::Testbed;
@@ -12,6 +15,8 @@ use crate::guest::without_modules;
 
 /// What every guest's kernel is told. On the serial line: the kernel only when it dies.
 const KERNEL_ARGS: &str = "console=ttyAMA0 loglevel=1 panic=-1";
+/// A guest has VFIO too.
+const HOST_JOB_LIBRARY: &str = include_str!("../../l1/job-library.sh");
 const MACHINE: &str = "virt,gic-version=3,acpi=off,memory-backend=memory";
 
 /// A guest to be started.
@@ -21,6 +26,7 @@ pub struct Guest {
     boot_from: BootFrom,
     kernel_args: String,
     job: String,
+    programs: Vec<(String, PathBuf)>,
     memory_mib: u32,
     endpoints: Vec<Endpoint>,
     arguments: Vec<String>,
@@ -68,6 +74,7 @@ impl Guest {
             boot_from: BootFrom::Kernel,
             kernel_args: KERNEL_ARGS.into(),
             job: String::new(),
+            programs: Vec::new(),
             memory_mib: 256,
             endpoints: Vec::new(),
             arguments: Vec::new(),
@@ -94,9 +101,16 @@ impl Guest {
         self
     }
 
-    /// The shell script it runs before it powers off; see `tests/guest-init/job-library.sh`.
+    /// The shell script it runs before it powers off; it can call the functions of `tests/guest-init/job-library.sh`
+    /// and `tests/l1/job-library.sh`.
     pub fn job(mut self, script: &str) -> Self {
         self.job = script.into();
+        self
+    }
+
+    /// A copy of this program, which the job finds by this name.
+    pub fn program(mut self, name: &str, file: &Path) -> Self {
+        self.programs.push((format!("bin/{name}"), file.into()));
         self
     }
 
@@ -120,10 +134,20 @@ impl Guest {
     pub(super) fn parts(&self, testbed: &Testbed, folder: &str) -> Result<Parts> {
         let memory = self.memory_arguments();
         Ok(Parts {
-            initrd: without_modules(&testbed.host.busybox, &self.job)?.finish()?,
+            initrd: self.initrd(testbed)?,
             device_tree: device_tree::with_iommu(&testbed.host.qemu, MACHINE, &memory)?,
             command: [self.launcher(), self.qemu(folder), memory, self.arguments.clone()].concat(),
         })
+    }
+
+    fn initrd(&self, testbed: &Testbed) -> Result<Vec<u8>> {
+        let job = format!("{HOST_JOB_LIBRARY}\n{}", self.job);
+        let mut archive = without_modules(&testbed.host.busybox, &job)?;
+        for (name, file) in &self.programs {
+            let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            archive.entry(name, 0o100_755, &content)?;
+        }
+        archive.finish()
     }
 
     /// What comes before QEMU's own command line.

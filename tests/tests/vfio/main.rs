@@ -6,3 +6,4 @@ mod baselines;
 mod disks;
 mod lifecycle;
 mod stage;
+mod stray;

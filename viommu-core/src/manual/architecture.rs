@@ -14,6 +14,9 @@
 //!   │ viommu-core   Device: begin, finish, lookup      no fd, thread, clock        │
 //!   │     │ Change                                                                 │
 //!   │ relay/     between the VMM and another device's back-end: its IOTLB          │
+//!   │ vfio/      files of physical devices, shared with the VMM                    │
+//!   │     │                                                                        │
+//!   │ viommu-nested   shadow: domains as address spaces of /dev/iommu              │
 //!   └──────────────────────────────────────────────────────────────────────────────┘
 //!         ▲ faults travel the other way, and leave through the event queue
 //! ```
@@ -29,17 +32,18 @@
 //!    having changed nothing but this: what the change will take away is refused from now on.
 //! 5. `iommu/apply` has the change **applied**: every relay concerned sends its back-end an invalidation and waits,
 //!    for a bounded time, for the acknowledgement. The device is not locked meanwhile, so that all relays go on
-//!    answering misses, also of the back-end that is waited for.
-//! 6. [`Device::finish`](crate::Device::finish) **commits**, which cannot fail, or drops the change if a back-end
-//!    failed: then everything translates as before, and the guest gets an error status.
+//!    answering misses, also of the back-end that is waited for. Then the address spaces of physical devices are
+//!    changed, by one call of the kernel's.
+//! 6. [`Device::finish`](crate::Device::finish) **commits**, which cannot fail, or drops the change if a back-end or the
+//!    kernel failed: then everything translates as before, and the guest gets an error status.
 //! 7. The status is chosen in one place, from the reject or the host's error: see [`Status`](crate::Status).
 //! 8. `session/chain` writes the reply into the writable part, and the ring gets its used entry.
 //!
 //! # Threads
 //!
 //! One thread accepts VMMs; the vhost-user crate adds two for each session, one for messages and one for rings. Each
-//! relay has one. Locks are taken in the order *turn*, then *state*; nobody waits for anybody with the state locked,
-//! and no relay ever takes the turn.
+//! relay has one, and one looks after physical devices. Locks are taken in the order *turn*, then the address spaces,
+//! then *state*; nobody waits for anybody with the state locked, and no relay ever takes the turn.
 //!
 //! **Invariant:** what a back-end may cache is decided and sent by the thread that also sends it invalidations, in
 //! that order. So an entry is either sent before the invalidation that takes it away, or refused.
@@ -54,3 +58,6 @@
 //! malformed message ends its connection with a log line, never the process. A back-end behind a relay is trusted as
 //! far as it honours its IOTLB: it maps all of guest memory, as vhost-user has it, and it is the IOTLB that keeps it
 //! to what the guest allows.
+//!
+//! Whoever has a duplicate of an iommufd can destroy what is in it, and attach its devices: the VMM is trusted with the
+//! devices of its own guest. The guest's requests reach the kernel only as ranges that the device has checked.

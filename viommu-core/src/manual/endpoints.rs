@@ -18,6 +18,49 @@
 //!   (`--guest-memory`), and the holes of that are reserved regions.
 //! - Protocol features that would move memory, addresses or file descriptors past the relay stay hidden.
 //!
+//! # Physical devices
+//!
+//! The VMM and the daemon have the same files open: `/dev/iommu`, and the VFIO cdev of each device. `launch` opens them
+//! for both; whoever starts the two otherwise passes duplicates (`--iommufd`, `vfio=fd:N`). The VMM binds its devices to
+//! the iommufd context and attaches them to an address space of its own, with all of the guest's memory at IOVA = GPA.
+//! That is what *bypass* is until the guest's driver sends its first ATTACH. From then on the daemon attaches them; the
+//! kernel replaces one attachment by the other in one step.
+//!
+//! | the guest's                  | in the host                                                              |
+//! |------------------------------|--------------------------------------------------------------------------|
+//! | memory                       | one address space (IOAS), shared by all devices, at IOVA = GPA            |
+//! | domain with a device in it   | an IOAS; a device that enters a domain with mappings gets them all        |
+//! | MAP                          | `IOMMU_IOAS_COPY` out of the memory's: no page is pinned or charged twice |
+//! | UNMAP                        | `IOMMU_IOAS_UNMAP`, once the device has checked that no mapping is cut    |
+//! | bypass domain, bypass        | the memory's IOAS                                                         |
+//! | unattached without bypass    | `VFIO_DEVICE_DETACH_IOMMUFD_PT`: all DMA is refused                       |
+//!
+//! **Memory.** The memory's IOAS is filled by copies of what the VMM has mapped for itself, which needs no right to lock
+//! memory; where the VMM has not, from the files of the memory table, which does (`ulimit -l`). What is mapped anywhere
+//! is pinned once, whatever the number of devices. Memory that the VMM takes away is unmapped from the memory's IOAS;
+//! what a domain maps of it stays pinned until the guest unmaps it, so no DMA ever reaches a page that is used anew.
+//!
+//! **IOVAs.** What the host's IOMMU does not translate, or reserves, is known before the guest asks: each device is bound
+//! to a context of the daemon's own for a moment at the start, and sysfs tells the rest. The aperture is narrowed to
+//! what all devices can have, and holes in it are reserved regions. The region for interrupts is the host's: on Arm it
+//! covers the doorbell of QEMU's `virt` machine as well (0x8000000-0x80fffff), on x86 it is 0xfee00000-0xfeefffff.
+//! Another machine's doorbell is named with `--msi-region`.
+//!
+//! **MMIO.** A mapping with the MMIO flag that leads to the doorbell is kept and not given to the host, which routes
+//! interrupts by itself. One that leads to another device's memory is given to the host if the VMM has mapped that
+//! memory in its own address space, and refused if not.
+//!
+//! **Rights.** Read-only mappings are read-only in the hardware's tables. A write-only mapping is so where the table's
+//! format can say it: an SMMUv3's stage 2 and a VT-d second-stage table can; the stage-1 tables that Linux makes for an
+//! SMMUv3 without nesting cannot, and reads pass there, as virtio allows. A mapping that allows nothing is not given to
+//! the host.
+//!
+//! **Groups.** Devices that the host's IOMMU cannot tell apart (an IOMMU group) can only be in one domain. An ATTACH
+//! that would separate them is refused with UNSUPP. While one of them is in a domain, all of them reach that.
+//!
+//! **Faults.** The kernel tells nobody but its own log (`dmesg`) of DMA that such an address space refuses, so the guest
+//! gets no event for it.
+//!
 //! # When the IOMMU is reset
 //!
 //! A guest that shuts down or reboots resets its IOMMU before its disks, which may be writing still. So a reset
@@ -30,7 +73,18 @@
 //! If the rings go on where they were, it was a pause; if they start anew, or an endpoint comes to life, it was a
 //! reset. A reset that the VMM does announce (RESET_DEVICE) counts at once.
 //!
+//! The same holds for physical devices, but nobody tells when they are reset or restarted. So while the rings are
+//! stopped, and while a device lingers, the daemon looks at its bus mastering every few milliseconds. Once that is off,
+//! the device does no DMA: its driver has shut it down, or the machine has been reset. It then has what unattached
+//! endpoints have, and firmware finds its disks. Should the guest go on after a pause, the device is back in its domain
+//! before the first request is served. With QEMU, name the IOMMU before the devices on the command line: QEMU resets
+//! them in the reverse order, so the devices are quiet first.
+//!
 //! # When the VMM is gone
+//!
+//! Physical devices reach nothing, and the daemon lets go of its duplicates and ends: the kernel binds an open device
+//! file once, so no other VMM could be given the same ones. A daemon that is told to end does the same first. One that
+//! is killed leaves the devices attached to what they were, with their mappings, until the VMM ends, too.
 //!
 //! Endpoints are blocked: nothing translates, and back-ends are told to forget what they have. A VMM that connects is
 //! taken for a machine at power-on, with `bypass` as at boot. An endpoint that was running meanwhile stays blocked

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Before any ATTACH.
+
+use anyhow::Result;
+use viommu_tests::vfio_vmm::{Launch, VfioVmm};
+
+use crate::scene::{Dma, IOVA, LOW, PATIENCE, alone, eventually, running};
+
+#[test]
+fn a_device_reaches_memory_untranslated_by_what_the_vmm_attached() -> Result<()> {
+    let (_daemon, vmm) = running(2, &[])?;
+    for device in 0..2 {
+        vmm.assert_lands(device, LOW + 0x3000, LOW + 0x3000);
+        vmm.assert_lands(device, VfioVmm::HIGH + 0x3f_0000, VfioVmm::HIGH + 0x3f_0000);
+        vmm.assert_refused(device, IOVA, LOW);
+    }
+    Ok(())
+}
+
+#[test]
+fn without_boot_bypass_a_device_reaches_nothing_once_the_vmm_has_connected() -> Result<()> {
+    let (daemon, vmm) = running(1, &["--boot-bypass", "off"])?;
+    daemon.wait_for("VMM connected", PATIENCE)?;
+    eventually("the device is blocked", || !vmm.lands(0, LOW, LOW));
+    vmm.assert_refused(0, LOW, LOW);
+    Ok(())
+}
+
+#[test]
+fn without_boot_bypass_a_device_that_is_bound_later_reaches_nothing_either() -> Result<()> {
+    let launch = Launch::of(&alone(1)?)?;
+    let socket = launch.socket();
+    let _daemon = launch.daemon(&["--boot-bypass", "off"])?;
+    let mut vmm = VfioVmm::of(launch)?;
+    vmm.connect(&socket)?;
+    vmm.plug(0)?;
+    eventually("the device is blocked", || !vmm.lands(0, LOW, LOW));
+    vmm.assert_refused(0, LOW, LOW);
+    Ok(())
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Functions that the host cannot isolate from each other: what one of them reaches, the others may reach as well.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use viommu_tests::daemon::Daemon;
+use viommu_tests::vfio_vmm::{Function, Launch, TestDevice, VfioVmm};
+
+use crate::scene::{BOTH, Dma, IOVA, LOW, OK, PAGE};
+
+const UNSUPPORTED: u8 = 2;
+
+/// A daemon and a VMM with two functions that share a group.
+fn running(arguments: &[&str]) -> Result<(Daemon, VfioVmm)> {
+    let mut groups: BTreeMap<u32, Vec<Function>> = BTreeMap::new();
+    for function in Function::all(TestDevice::ID.0, TestDevice::ID.1)? {
+        groups.entry(function.group).or_default().push(function);
+    }
+    let pair = groups.into_values().find(|group| group.len() == 2).context("no functions share a group")?;
+    let launch = Launch::of(&pair)?;
+    let daemon = launch.daemon(arguments)?;
+    Ok((daemon, VfioVmm::running(launch)?))
+}
+
+#[test]
+fn functions_of_one_group_share_a_domain_or_are_refused() -> Result<()> {
+    let (_daemon, mut vmm) = running(&[])?;
+    assert_eq!(vmm.attach(1, 0, 0)?, OK);
+    assert_eq!(vmm.map(1, IOVA, LOW, PAGE, BOTH)?, OK);
+    assert_eq!(vmm.attach(2, 1, 0)?, UNSUPPORTED);
+    assert_eq!(vmm.attach(1, 1, 0)?, OK);
+    assert_eq!(vmm.map(1, IOVA + PAGE, LOW + PAGE, PAGE, BOTH)?, OK);
+    for device in 0..2 {
+        vmm.assert_lands(device, IOVA, LOW);
+        vmm.assert_lands(device, IOVA + PAGE, LOW + PAGE);
+        vmm.assert_refused(device, LOW, LOW);
+    }
+    Ok(())
+}
+
+/// While one is attached, none of them may go around its domain.
+#[test]
+fn what_leaves_a_domain_takes_no_other_with_it() -> Result<()> {
+    let (_daemon, mut vmm) = running(&[])?;
+    for device in 0..2 {
+        assert_eq!(vmm.attach(1, device, 0)?, OK);
+    }
+    assert_eq!(vmm.map(1, IOVA, LOW, PAGE, BOTH)?, OK);
+    for first in 0..2 {
+        assert_eq!(vmm.detach(1, first)?, OK);
+        vmm.assert_lands(1 - first, IOVA, LOW);
+        vmm.assert_refused(1 - first, LOW, LOW);
+        assert_eq!(vmm.attach(1, first, 0)?, OK);
+        vmm.assert_lands(first, IOVA, LOW);
+        vmm.assert_refused(first, LOW, LOW);
+    }
+    // The last one does go where unattached ones are, and so do all.
+    for device in 0..2 {
+        assert_eq!(vmm.detach(1, device)?, OK);
+    }
+    for device in 0..2 {
+        vmm.assert_lands(device, LOW, LOW);
+        vmm.assert_refused(device, IOVA, LOW);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_write_to_bypass_moves_none_whose_group_is_in_a_domain() -> Result<()> {
+    let (_daemon, mut vmm) = running(&[])?;
+    assert_eq!(vmm.attach(1, 0, 0)?, OK);
+    assert_eq!(vmm.map(1, IOVA, LOW, PAGE, BOTH)?, OK);
+    for bypass in [0, 1, 0, 1] {
+        vmm.guest().front_end.write_config(36, &[bypass])?;
+        assert_eq!(vmm.guest().front_end.config()?.bypass, bypass);
+        vmm.assert_lands(0, IOVA, LOW);
+        for device in 0..2 {
+            vmm.assert_refused(device, LOW, LOW);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn without_bypass_all_of_a_group_are_blocked_when_none_is_attached() -> Result<()> {
+    let (_daemon, mut vmm) = running(&["--boot-bypass", "off"])?;
+    for device in 0..2 {
+        assert_eq!(vmm.attach(1, device, 0)?, OK);
+    }
+    assert_eq!(vmm.map(1, IOVA, LOW, PAGE, BOTH)?, OK);
+    assert_eq!(vmm.detach(1, 0)?, OK);
+    vmm.assert_lands(1, IOVA, LOW);
+    assert_eq!(vmm.detach(1, 1)?, OK);
+    for device in 0..2 {
+        vmm.assert_refused(device, IOVA, LOW);
+        vmm.assert_refused(device, LOW, LOW);
+    }
+    assert_eq!(vmm.attach(2, 1, 0)?, OK);
+    assert_eq!(vmm.map(2, IOVA, LOW + PAGE, PAGE, BOTH)?, OK);
+    vmm.assert_lands(1, IOVA, LOW + PAGE);
+    Ok(())
+}
