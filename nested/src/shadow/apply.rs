@@ -79,6 +79,9 @@ impl<D: Attach> Shadow<D> {
     /// # Errors
     /// Of the kernel's; it is where it was then.
     pub fn move_to(&mut self, endpoint: EndpointId, goal: Goal, known: &impl Known) -> Result<()> {
+        if self.reach(endpoint).is_none() {
+            return Ok(());
+        }
         match goal {
             Goal::Nothing => self.block(endpoint),
             Goal::Memory => self.bypass(endpoint),
@@ -90,12 +93,13 @@ impl<D: Attach> Shadow<D> {
         }
     }
 
-    /// Moves all of these that do not linger: what lingers is not of the device's present life.
+    /// Moves all of these that are in no domain, be it by their group, and do not linger: that is of an earlier life.
     fn move_all(&mut self, endpoints: &[EndpointId], bypass: bool, known: &impl Known) -> Result<()> {
         let mut moved = Vec::new();
         for endpoint in endpoints {
-            let Some(before) = self.reach(*endpoint).filter(|reach| *reach != Reach::Lingering) else {
-                continue;
+            let before = match self.reach(*endpoint) {
+                Some(before @ (Reach::Vmm | Reach::Nothing | Reach::Memory)) => before,
+                Some(Reach::Domain(_) | Reach::Lingering) | None => continue,
             };
             if let Err(failure) = self.move_to(*endpoint, Goal::of_unattached(bypass), known) {
                 self.move_back(&moved, known);
