@@ -46,6 +46,12 @@ impl Facts {
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let group = fs::read_link(folder.join("iommu_group")).ok();
         let group = group.and_then(|link| link.file_name()?.to_str()?.parse().ok());
+        if group.is_none() || is_of_no_iommu(&folder) {
+            return Err(UsageError::new(
+                format!("the device {name} is behind no IOMMU: it would reach all of the host's memory"),
+                "turn the host's IOMMU on (intel_iommu=on, for example), and VFIO's mode without one off",
+            ));
+        }
         let reserved = fs::read_to_string(folder.join("iommu_group/reserved_regions")).unwrap_or_default();
         let reserved = reserved.lines().filter_map(region).collect();
         let translated = match try_out(cdev, iommufd) {
@@ -68,6 +74,11 @@ fn folder_of(cdev: BorrowedFd<'_>) -> io::Result<PathBuf> {
         return Err(io::Error::other("the file is of another kind"));
     }
     fs::canonicalize(class.join("device"))
+}
+
+/// Whether VFIO itself has made the device's group, for want of an IOMMU.
+fn is_of_no_iommu(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("iommu_group/name")).is_ok_and(|name| name.trim() == "vfio-noiommu")
 }
 
 /// A line of `reserved_regions`: the first and the last IOVA, and the kind. What is relaxable is in use by firmware
@@ -110,8 +121,12 @@ impl Untried {
                 return Ok(None);
             }
             Untried::Binding(error) if error.errno() == Errno::PERM => (
-                format!("the host's IOMMU does not keep the interrupts of devices apart: {error}"),
-                "if you trust the guest, load iommufd with allow_unsafe_interrupts=1".to_owned(),
+                format!(
+                    "a program has a device of its IOMMU group{group}, or the host's IOMMU does not keep the interrupts \
+                     of devices apart, as the host's kernel log says: {error}"
+                ),
+                "end the other program; or, if you trust the guest, load iommufd with allow_unsafe_interrupts=1"
+                    .to_owned(),
             ),
             Untried::Binding(error) if error.errno() == Errno::BUSY => (
                 format!("the host uses a device of its IOMMU group{group}: {error}"),
