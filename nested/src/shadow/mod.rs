@@ -175,8 +175,7 @@ impl<D: Attach> Shadow<D> {
     /// # Errors
     /// Of [`Attach::attach`].
     pub fn attach_bypass(&mut self, endpoint: EndpointId) -> Result<()> {
-        let table = PageTable::Auto(self.memory.space().clone());
-        self.move_group(endpoint, table, Reach::Memory)?;
+        self.move_to_memory(endpoint)?;
         self.set_member(endpoint, true);
         Ok(())
     }
@@ -188,8 +187,7 @@ impl<D: Attach> Shadow<D> {
     /// Of [`Attach::attach`].
     pub fn bypass(&mut self, endpoint: EndpointId) -> Result<()> {
         if !self.is_kept_by_group(endpoint) && self.device(endpoint).is_some_and(Attach::is_bound) {
-            let table = PageTable::Auto(self.memory.space().clone());
-            self.move_group(endpoint, table, Reach::Memory)?;
+            self.move_to_memory(endpoint)?;
         }
         self.set_member(endpoint, false);
         Ok(())
@@ -237,6 +235,13 @@ impl<D: Attach> Shadow<D> {
                 endpoint.reach = Reach::Lingering;
             }
         }
+    }
+
+    fn move_to_memory(&mut self, endpoint: EndpointId) -> Result<()> {
+        let ours = self.address_spaces();
+        self.memory.complete(&ours);
+        let table = PageTable::Auto(self.memory.space().clone());
+        self.move_group(endpoint, table, Reach::Memory)
     }
 
     /// Attaches an endpoint, and with it all of its group.

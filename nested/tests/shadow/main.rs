@@ -296,6 +296,24 @@ fn a_mapping_that_allows_nothing_is_kept_from_the_kernel() {
 }
 
 #[test]
+fn memory_that_the_vmm_has_only_later_is_reached_in_bypass_mode() {
+    let mut bed = Bed::new(Source::VmmsAddressSpace);
+    let shadow = &mut bed.shadow;
+    shadow.set_memory(&[], &|_| None).expect("none");
+    bed.vmm.unmap_all().expect("it goes");
+    shadow.set_memory(&[MemoryRegion { range: all(), file: None }], &|_| None).expect_err("nobody has it");
+    bed.vmm.map_file(&all(), bed.file.as_fd(), 0, Access::all().into()).expect("it maps");
+    for (domain, endpoint) in [(1, ENDPOINTS[0]), (2, ENDPOINTS[1])] {
+        assert_eq!(bed.request(&attach(domain, endpoint, ATTACH_F_BYPASS)), OK);
+    }
+    // That of the VMM may go now.
+    bed.vmm.unmap_all().expect("it goes");
+    bed.check("memory has come");
+    bed.shadow.set_memory(&[], &|_| None).expect("none");
+    assert!(!bed.leads(bed.hwpt(ENDPOINTS[0]), START, START));
+}
+
+#[test]
 fn all_of_the_space_is_unmapped_by_one_request() {
     let mut bed = Bed::new(Source::VmmsAddressSpace);
     assert_eq!(bed.request(&attach(1, ENDPOINTS[0], 0)), OK);
