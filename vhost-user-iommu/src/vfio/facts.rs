@@ -94,6 +94,10 @@ fn region(line: &str) -> Option<ReservedRegion> {
     }
 }
 
+/// What becomes of a device that could not be tried out.
+const UNTRIED: &str = "what its IOMMU reserves is taken from sysfs alone, and no more than 39 bits of IOVA are offered \
+    (see --aperture)";
+
 /// Why a device could not be tried out.
 #[derive(Debug)]
 enum Untried {
@@ -111,13 +115,11 @@ impl Untried {
         let group = group.map_or_else(String::new, |group| format!(" {group}"));
         let (problem, mend) = match self {
             Untried::Opening(errno) => {
-                warn!("{name}: not tried out ({errno}): what its IOMMU translates is taken from sysfs alone");
+                warn!("{name}: not tried out ({errno}): {UNTRIED}");
                 return Ok(None);
             }
             Untried::Binding(error) if error.errno() == Errno::INVAL => {
-                warn!(
-                    "{name}: not tried out, since it is in use: what its IOMMU translates is taken from sysfs alone"
-                );
+                warn!("{name}: not tried out, since it is in use: {UNTRIED}");
                 return Ok(None);
             }
             Untried::Binding(error) if error.errno() == Errno::PERM => (
@@ -183,6 +185,15 @@ mod tests {
         ] {
             assert_eq!(region(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn a_group_that_vfio_made_itself_is_behind_no_iommu() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(!is_of_no_iommu(folder.path()), "groups of IOMMUs have no names");
+        fs::create_dir(folder.path().join("iommu_group")).expect("a folder");
+        fs::write(folder.path().join("iommu_group/name"), "vfio-noiommu\n").expect("written");
+        assert!(is_of_no_iommu(folder.path()));
     }
 
     #[test]
