@@ -42,7 +42,10 @@ impl Iommu {
                 Some(MemoryRegion { range, file })
             })
             .collect();
-        vfio.set_memory(&regions, &|range| lasting(memory, range));
+        // A guest can make its VMM change the memory again and again.
+        if let Some(trouble) = vfio.set_memory(&regions, &|range| lasting(memory, range)) {
+            self.host_errors.log(|| trouble);
+        }
     }
 
     /// Says which endpoints the host cannot tell apart.
