@@ -64,6 +64,51 @@ pub(crate) enum Tool {
     /// {vfio:ID} are replaced by the numbers of the open files. The daemon ends when the VMM has.
     #[command(verbatim_doc_comment, after_help = LAUNCH_EXAMPLE)]
     Launch(LaunchArgs),
+
+    /// Ask a running daemon for its endpoints, or have it let go of a physical device or take one
+    ///
+    /// The daemon has to be started with --control PATH.
+    #[command(verbatim_doc_comment)]
+    Ctl(CtlArgs),
+}
+
+/// The options of `ctl`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CtlArgs {
+    /// The daemon's --control
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+
+    /// Print the reply as the daemon sends it, in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) action: CtlAction,
+}
+
+/// What a daemon can be asked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CtlAction {
+    /// Show the endpoints, what is behind them, and what they reach
+    List,
+
+    /// Let go of the device of the endpoint ID, before the VMM unplugs it
+    Remove {
+        /// The endpoint, as it was given to the daemon
+        #[arg(value_name = "ID")]
+        endpoint: EndpointConfig,
+    },
+
+    /// Take a device for an endpoint whose device was removed, before the VMM plugs it in: ID,vfio=fd:N
+    ///
+    /// N is the open VFIO device file that the VMM is given as well.
+    #[command(verbatim_doc_comment)]
+    Add {
+        /// The endpoint and the device
+        #[arg(value_name = "SPEC")]
+        endpoint: EndpointConfig,
+    },
 }
 
 /// The options of `launch`.
@@ -168,6 +213,10 @@ pub(crate) struct Options {
     /// Whoever holds that end decides how long this process lives: `launch` gives it to the VMM.
     #[arg(long, value_name = "N", help_heading = BEHAVIOUR, value_parser = parse_fd, verbatim_doc_comment)]
     pub(crate) exit_with: Option<i32>,
+
+    /// Listen for `vhost-user-iommu ctl` on the Unix socket PATH, which is for this user alone
+    #[arg(long, value_name = "PATH", help_heading = BEHAVIOUR)]
+    pub(crate) control: Option<PathBuf>,
 
     /// How long an UNMAP or DETACH waits for a back-end to confirm, in milliseconds
     #[arg(long, value_name = "MS", help_heading = BEHAVIOUR, default_value = "2000", value_parser = parse_positive)]

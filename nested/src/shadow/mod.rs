@@ -113,6 +113,11 @@ impl<D: Attach> Shadow<D> {
         self.endpoints.iter().filter(|(id, other)| is_in_it(**id, other)).map(|(id, _)| *id).collect()
     }
 
+    /// The context that all of it is in.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
     /// The endpoints that have a device, and what each reaches.
     pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, Reach)> {
         self.endpoints.iter().map(|(id, endpoint)| (*id, endpoint.reach))

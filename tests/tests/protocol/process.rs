@@ -19,7 +19,7 @@ use crate::scene::*;
 const QUICK: Duration = Duration::from_secs(2);
 
 /// Runs the program, which has to end by itself.
-fn run(arguments: &[&str]) -> Output {
+pub fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(Daemon::program().expect("built"));
     command.args(arguments).stdin(Stdio::null()).output().expect("the program runs")
 }

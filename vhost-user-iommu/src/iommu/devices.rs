@@ -51,9 +51,7 @@ impl Iommu {
     /// Says which endpoints the host cannot tell apart.
     pub(super) fn tell_groups(&self) {
         for (endpoint, group) in self.vfio.iter().flat_map(Vfio::groups) {
-            if let Some(group) = group {
-                self.state().device_mut().set_group(endpoint, group);
-            }
+            self.state().device_mut().set_group(endpoint, group);
         }
     }
 

@@ -11,6 +11,7 @@
 
 mod account;
 mod apply;
+mod control;
 mod devices;
 mod reserved;
 mod serving;

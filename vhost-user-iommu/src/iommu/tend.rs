@@ -47,6 +47,12 @@ impl Tender {
         Tender { thread: OnceLock::new(), unsettled: Mutex::new(unsettled) }
     }
 
+    /// The VMM is going to bind and attach a device for this endpoint.
+    pub fn expect(&self, endpoint: EndpointId) {
+        lock(&self.unsettled).insert(endpoint, None);
+        self.wake();
+    }
+
     /// There may be something to do.
     pub fn wake(&self) {
         if let Some(thread) = self.thread.get() {

@@ -7,7 +7,7 @@
 
 mod daemon;
 mod files;
-mod host;
+
 mod options;
 mod print;
 mod template;
@@ -23,12 +23,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::config::Config;
 use crate::fd::withhold_inherited;
+use crate::host::Host;
 use crate::signals::EndSignals;
 use crate::usage_error::UsageError;
 
 use daemon::{Daemon, NotReady, Notices};
 use files::{Files, Passed};
-use host::Host;
+
 use template::{File, Word, files_to_share, placeholder};
 
 /// Start the daemon, then this VMM.

@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::{fmt, fs, io};
 
 use log::{debug, warn};
 use rustix::fs::{Mode, OFlags, fstat, major, minor, open};
@@ -61,6 +61,15 @@ impl Facts {
         let facts = Facts { name, group, reserved, translated };
         debug!("{facts:x?}");
         Ok(facts)
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.group {
+            Some(group) => write!(f, "{}, group {group} of the host", self.name),
+            None => write!(f, "{}, no group of the host", self.name),
+        }
     }
 }
 
