@@ -95,12 +95,15 @@ impl<D: Attach> Shadow<D> {
     /// Lets go of the device of an endpoint, which reaches nothing any more once all of its group are gone. That it
     /// cannot be detached is no error: it may have no context any more.
     pub fn remove(&mut self, endpoint: EndpointId) -> Option<D> {
+        let mut others = self.group_of(endpoint);
         let mut removed = self.endpoints.remove(&endpoint)?;
+        others.retain(|other| *other != endpoint);
         if let Err(error) = removed.device.detach(None)
             && removed.device.device().is_bound()
         {
             log::error!("{endpoint}: its device is let go of, and may reach what it did: {error}");
         }
+        others.into_iter().for_each(|other| self.block_follower(other));
         self.forget_unused();
         Some(removed.device.into_device())
     }
@@ -247,6 +250,18 @@ impl<D: Attach> Shadow<D> {
         self.memory.complete(&ours);
         let table = PageTable::Auto(self.memory.space().clone());
         self.move_group(endpoint, table, Reach::Memory)
+    }
+
+    /// Blocks what has followed another of its group into a domain and is left alone there.
+    fn block_follower(&mut self, endpoint: EndpointId) {
+        let is_in_domain = matches!(self.reach(endpoint), Some(Reach::Domain(_)));
+        let is_member = self.endpoints.get(&endpoint).is_some_and(|endpoint| endpoint.is_member);
+        if is_in_domain
+            && !is_member
+            && let Err(error) = self.block(endpoint)
+        {
+            log::error!("{endpoint}: it cannot be blocked: {error}");
+        }
     }
 
     /// Attaches an endpoint, and with it all of its group.

@@ -79,3 +79,16 @@ fn all_reach_nothing_when_all_are_let_go_of() {
     let devices = BOTH.map(|endpoint| bed.shadow.remove(endpoint).expect("its device"));
     assert!(devices.iter().all(Member::is_blocked));
 }
+
+#[test]
+fn what_has_followed_one_that_goes_is_blocked() {
+    let mut bed = bed();
+    assert_eq!(bed.request(&attach(1, BOTH[0], 0)), OK);
+    assert_eq!(bed.request(&map(1, 0, 2, 3, 3)), OK);
+    let gone = bed.shadow.remove(BOTH[0]).expect("its device");
+    assert!(gone.is_blocked());
+    assert_eq!(bed.shadow.reach(BOTH[1]), Some(Reach::Nothing));
+    assert_eq!(bed.request(&detach(1, BOTH[0])), OK);
+    assert_eq!(bed.request(&attach(1, BOTH[1], 0)), OK);
+    bed.check_members("a domain of the same number is another");
+}

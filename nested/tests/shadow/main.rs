@@ -86,7 +86,7 @@ impl Bed {
                 let members: [Member; 2] = Group::of_mocks(&context, &vmm);
                 for (endpoint, member) in ENDPOINTS.into_iter().zip(members) {
                     shadow.add(endpoint, member, Some(7));
-                    device.set_group(endpoint, 7);
+                    device.set_group(endpoint, Some(7));
                 }
             }
         }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 use viommu_core::EndpointId;
 use viommu_nested::Attach;
-use viommu_nested::shadow::{Goal, Known, Reach};
+use viommu_nested::shadow::{Goal, Reach};
 
 use crate::sync::lock;
 use crate::vfio::Device;
@@ -109,24 +109,40 @@ impl Iommu {
         is_waiting.then(|| Goal::of_unattached(state.device().bypass()))
     }
 
-    /// Blocks a device that is new to the VMM and must not bypass, again and again until the VMM is done with it. Whether
-    /// it may not be done yet.
+    /// Has a device that is new to the VMM where it belongs, again and again until the VMM is done with it. Whether it
+    /// may not be done yet.
     fn settle(&self, endpoint: EndpointId, reach: Reach) -> bool {
         let mut unsettled = lock(&self.tender.unsettled);
         let Some(since) = unsettled.get_mut(&endpoint) else { return false };
         // A guest moves devices that it has seen, which the VMM is done with by then.
-        let is_moved = reach != Reach::Vmm && (since.is_none() || reach != Reach::Nothing);
+        let is_moved = match reach {
+            Reach::Vmm => false,
+            Reach::Nothing | Reach::Domain(_) => since.is_none(),
+            Reach::Memory | Reach::Lingering => true,
+        };
         if is_moved || since.is_some_and(|since| since.elapsed() > SETTLING) {
             unsettled.remove(&endpoint);
             return false;
         }
         // It may be where the VMM has it, until `bypass` changes.
-        let (false, Some(vfio)) = (self.bypass(), &self.vfio) else { return false };
+        let (Some(goal), Some(vfio)) = (self.goal_of_new(endpoint), &self.vfio) else { return false };
         let mut shadow = vfio.shadow();
         let is_bound = shadow.device(endpoint).is_some_and(Device::is_bound);
-        if is_bound && shadow.block(endpoint).is_ok() {
+        if is_bound && shadow.move_to(endpoint, goal, self).is_ok() {
             since.get_or_insert_with(Instant::now);
         }
         true
+    }
+
+    /// Where a new device belongs, if not where the VMM puts it.
+    fn goal_of_new(&self, endpoint: EndpointId) -> Option<Goal> {
+        let state = self.state();
+        let device = state.device();
+        match device.domain_of(endpoint) {
+            None => (!device.bypass()).then_some(Goal::Nothing),
+            Some(id) => {
+                device.domain(id).is_some_and(|domain| !domain.is_bypass()).then_some(Goal::Domain(id))
+            }
+        }
     }
 }

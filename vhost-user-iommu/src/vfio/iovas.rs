@@ -112,7 +112,7 @@ mod tests {
         let low = device(&[(0x1800, 0x7fff_f7ff)], 2048);
         assert_eq!(narrow(&[device(SMMU, 4096), low]), Ok(range(0x2000, 0x7fff_efff)));
         let untried = Facts { translated: None, ..device(&[], 4096) };
-        assert_eq!(narrow(&[untried.clone()]), Ok(range(0, 0x7f_ffff_ffff)));
+        assert_eq!(narrow(std::slice::from_ref(&untried)), Ok(range(0, 0x7f_ffff_ffff)));
         let wanted = range(0, 0xffff_ffff_ffff);
         assert_eq!(narrowed(wanted, granule, [untried].iter()), Ok(wanted), "the user knows better");
         let nothing = narrow(&[device(&[], 4096)]).expect_err("nothing is left").to_string();
