@@ -8,7 +8,6 @@ use viommu_core::EndpointId;
 
 use crate::control::Controlled;
 use crate::control::protocol::{Code, EndpointStatus, Refusal, VFIO};
-use crate::sync::lock;
 
 use super::Iommu;
 
@@ -19,7 +18,7 @@ impl Controlled for Iommu {
 
     fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal> {
         self.check_vfio(endpoint)?;
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         let removed = self.vfio.as_ref().and_then(|vfio| vfio.shadow().remove(endpoint));
         match removed {
             Some(_) => Ok(()),
@@ -29,7 +28,7 @@ impl Controlled for Iommu {
 
     fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {
         self.check_vfio(endpoint)?;
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         let vfio = self.vfio.as_ref().filter(|vfio| vfio.shadow().device(endpoint).is_none());
         let vfio =
             vfio.ok_or_else(|| Refusal::new(Code::HasDevice, "the endpoint has a device; remove it first"))?;

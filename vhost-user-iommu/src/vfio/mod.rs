@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use log::{info, warn};
+use log::info;
 use viommu_core::{EndpointId, Granule, HostError, IovaRange};
 use viommu_nested::object::Context;
 use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
@@ -149,14 +149,13 @@ impl Vfio {
         Some((iovas::usable(facts), msi))
     }
 
-    /// Takes all of the guest's memory as it is now.
-    pub fn set_memory(&self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) {
-        if let Err(error) = self.shadow().set_memory(regions, lasting) {
-            warn!(
-                "a part of the guest's memory is out of reach of its devices: {error}; if it is memory that this process \
-                 may not lock, raise its limit (ulimit -l)"
-            );
-        }
+    /// Takes all of the guest's memory as it is now; says what is to be told of a part that cannot be had.
+    pub fn set_memory(&self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) -> Option<String> {
+        let error = self.shadow().set_memory(regions, lasting).err()?;
+        Some(format!(
+            "a part of the guest's memory is out of reach of its devices: {error}; if it is memory that this process may \
+             not lock, raise its limit (ulimit -l)"
+        ))
     }
 
     /// Whether the device of an endpoint does no DMA, and neither do those that move with it.
