@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use viommu_core::wire::BYPASS_OFFSET;
 use viommu_tests::daemon::Daemon;
 use viommu_tests::vfio_vmm::{Function, Launch, TestDevice, VfioVmm};
 
@@ -73,7 +74,7 @@ fn a_write_to_bypass_moves_none_whose_group_is_in_a_domain() -> Result<()> {
     assert_eq!(vmm.attach(1, 0, 0)?, OK);
     assert_eq!(vmm.map(1, IOVA, LOW, PAGE, BOTH)?, OK);
     for bypass in [0, 1, 0, 1] {
-        vmm.guest().front_end.write_config(36, &[bypass])?;
+        vmm.guest().front_end.write_config(BYPASS_OFFSET as u32, &[bypass])?;
         assert_eq!(vmm.guest().front_end.config()?.bypass, bypass);
         vmm.assert_lands(0, IOVA, LOW);
         for device in 0..2 {
