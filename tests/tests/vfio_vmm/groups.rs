@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use viommu_core::wire::ATTACH_F_BYPASS;
+use viommu_core::wire::{ATTACH_F_BYPASS, BYPASS_OFFSET};
 use viommu_tests::daemon::Daemon;
 use viommu_tests::vfio_vmm::{Function, Launch, TestDevice, VfioVmm};
 
@@ -74,7 +74,7 @@ fn a_write_to_bypass_moves_none_whose_group_is_in_a_domain() -> Result<()> {
     assert_eq!(vmm.attach(1, 0, 0)?, OK);
     assert_eq!(vmm.map(1, IOVA, LOW, PAGE, BOTH)?, OK);
     for bypass in [0, 1, 0, 1] {
-        vmm.guest().front_end.write_config(36, &[bypass])?;
+        vmm.guest().front_end.write_config(BYPASS_OFFSET as u32, &[bypass])?;
         assert_eq!(vmm.guest().front_end.config()?.bypass, bypass);
         vmm.assert_lands(0, IOVA, LOW);
         for device in 0..2 {
@@ -108,7 +108,7 @@ fn without_bypass_all_of_a_group_are_blocked_when_none_is_attached() -> Result<(
 fn one_in_a_bypass_domain_stays_there_when_unattached_ones_are_blocked() -> Result<()> {
     let (_daemon, mut vmm) = running(&[])?;
     assert_eq!(vmm.attach(4, 0, ATTACH_F_BYPASS)?, OK);
-    vmm.guest().front_end.write_config(36, &[0])?;
+    vmm.guest().front_end.write_config(BYPASS_OFFSET as u32, &[0])?;
     assert_eq!(vmm.guest().front_end.config()?.bypass, 0);
     vmm.assert_lands(0, LOW, LOW);
     assert_eq!(vmm.detach(4, 0)?, OK);
