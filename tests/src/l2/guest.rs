@@ -17,6 +17,8 @@ use crate::guest::without_modules;
 const KERNEL_ARGS: &str = "console=ttyAMA0 loglevel=1 panic=-1";
 /// A guest has VFIO too.
 const HOST_JOB_LIBRARY: &str = include_str!("../../l1/job-library.sh");
+/// The bus that the machine begins with.
+const ROOT: &str = "00";
 const MACHINE: &str = "virt,gic-version=3,acpi=off,memory-backend=memory";
 
 /// A guest to be started.
@@ -154,9 +156,11 @@ impl Guest {
     fn launcher(&self) -> Vec<String> {
         let Iommu::Daemon(options) = &self.iommu else { return Vec::new() };
         let mut command = words("vhost-user-iommu launch --socket-path /run/iommu.sock");
-        for Endpoint { id, function } in &self.endpoints {
-            command.extend(["--endpoint".into(), format!("{id},vfio={function}")]);
-        }
+        let devices = self.endpoints.iter().map(|Endpoint { id, function }| format!("{id},vfio={function}"));
+        // The host bridge is in the device tree's `iommu-map` too, as are root ports.
+        let bridges =
+            std::iter::once("00:00.0".to_owned()).chain(self.ports().map(|(_, slot)| format!("00:{slot}.0")));
+        command.extend(devices.chain(bridges).flat_map(|endpoint| ["--endpoint".into(), endpoint]));
         command.extend(options.iter().cloned());
         command.push("--".into());
         command
@@ -198,23 +202,28 @@ impl Guest {
         }
     }
 
+    /// The buses that are not the root bus, and the slots of the ports that lead to them.
+    fn ports(&self) -> impl Iterator<Item = (&str, String)> {
+        let buses = self.endpoints.iter().filter_map(|endpoint| endpoint.id.split_once(':'));
+        buses.filter(|(bus, _)| *bus != ROOT).map(|(bus, _)| (bus, format!("1{}", &bus[1..])))
+    }
+
     fn devices(&self) -> Vec<String> {
         let launched = matches!(self.iommu, Iommu::Daemon(_));
         let context = if launched { "iommufd,id=iommufd0,fd={iommufd}" } else { "iommufd,id=iommufd0" };
         let mut arguments = words(&format!("-object {context}"));
+        for (bus, slot) in self.ports() {
+            let port = format!("-device pcie-root-port,id=port{bus},chassis={bus},addr={slot}");
+            arguments.extend(words(&port));
+        }
         for Endpoint { id, function } in &self.endpoints {
             let device = if launched { format!("fd={{vfio:{id}}}") } else { format!("host={function}") };
-            let (bus, slot) = id.split_once(':').unwrap_or(("00", id));
-            let place = match bus {
-                "00" => format!("addr={slot}"),
-                _ => {
-                    let port = format!("pcie-root-port,id=port{bus},chassis={bus},addr=1{}", &bus[1..]);
-                    arguments.extend(["-device".into(), port]);
-                    format!("bus=port{bus},addr={slot}")
-                }
-            };
+            let (bus, slot) = id.split_once(':').unwrap_or((ROOT, id));
+            let bus = if bus == ROOT { "pcie.0".into() } else { format!("port{bus}") };
             let name = Self::device_name(id);
-            arguments.extend(words(&format!("-device vfio-pci,iommufd=iommufd0,{device},id={name},{place}")));
+            arguments.extend(words(&format!(
+                "-device vfio-pci,iommufd=iommufd0,{device},id={name},bus={bus},addr={slot}"
+            )));
         }
         arguments
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use viommu_tests::guest::Disk;
-use viommu_tests::l1::Machine;
+use viommu_tests::l1::{self, Machine};
 use viommu_tests::l2::{Host, Iommu, Testbed};
 
 /// Far more than any of it takes on a busy machine.
@@ -27,6 +27,9 @@ pub const SECOND: &str = "0000:00:05.0";
 
 /// The beginning of a guest's job: the links /dev/first and /dev/second for the disks that it has at 00:04.0 and 00:05.0.
 pub const DISKS: &str = "nvme 0000:00:04.0 /dev/first; nvme 0000:00:05.0 /dev/second";
+
+/// The page of the guest's interrupt controller that devices write to.
+const DOORBELL: &str = "0x8090000-0x809ffff";
 
 /// A host with two disks.
 pub struct Stage {
@@ -51,6 +54,7 @@ impl Stage {
         }
         let machine = testbed
             .machine()
+            .program("vhost-user-iommu", &l1::build("vhost-user-iommu", "vhost-user-iommu")?)
             .image("first", &images[0])
             .image("second", &images[1])
             .device("pcie-root-port,id=port1,chassis=1,addr=4")
@@ -83,7 +87,7 @@ impl Stage {
 
     /// The IOMMU that is tested.
     pub fn iommu(&self) -> Iommu {
-        Iommu::Qemu
+        Iommu::Daemon(["--msi-region", DOORBELL].map(Into::into).into())
     }
 
     /// The number and the type of the group of this function of the guest's.
