@@ -34,7 +34,7 @@ const SETTLING: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Tender {
     thread: OnceLock<Thread>,
-    /// Devices that the VMM may not have attached yet, and since when they are where they belong.
+    /// Devices that the VMM may not have attached yet, and since when it is known that they are bound.
     unsettled: Mutex<BTreeMap<EndpointId, Option<Instant>>>,
 }
 
@@ -75,7 +75,7 @@ impl Iommu {
             self.vfio.iter().flat_map(|vfio| vfio.shadow().endpoints().collect::<Vec<_>>()).collect();
         let mut is_more = false;
         for (endpoint, reach) in reaches {
-            is_more |= self.settle(endpoint);
+            is_more |= self.settle(endpoint, reach);
             let Some(goal) = self.goal_when_quiet(endpoint, reach) else { continue };
             is_more = true;
             let is_quiet = self.vfio.as_ref().is_some_and(|vfio| vfio.is_quiet(endpoint));
@@ -102,27 +102,30 @@ impl Iommu {
     }
 
     /// Has a device that is new to the VMM where it belongs, again and again until the VMM is done with it. Whether it
-    /// may not be done yet.
-    fn settle(&self, endpoint: EndpointId) -> bool {
+    /// has to be looked at again, though nothing changes here.
+    fn settle(&self, endpoint: EndpointId, reach: Reach) -> bool {
         let mut unsettled = lock(&self.tender.unsettled);
         let Some(since) = unsettled.get_mut(&endpoint) else { return false };
-        let goal = self.goal_of_new(endpoint);
-        if goal.is_none() || since.is_some_and(|since| since.elapsed() > SETTLING) {
+        let Some(vfio) = &self.vfio else { return false };
+        let is_bound = vfio.is_bound(endpoint);
+        if is_bound && since.get_or_insert_with(Instant::now).elapsed() > SETTLING {
             unsettled.remove(&endpoint);
             return false;
         }
-        let moved = goal.zip(self.vfio.as_ref());
-        if moved.is_some_and(|(goal, vfio)| vfio.shadow().move_to(endpoint, goal, self).is_ok()) {
-            since.get_or_insert_with(Instant::now);
+        let Some(goal) = self.goal_of_new(endpoint, reach) else { return false };
+        if is_bound && let Err(error) = vfio.shadow().move_to(endpoint, goal, self) {
+            debug!("endpoint {}, which is new: {error}", self.label(endpoint));
         }
         true
     }
 
     /// Where a new device belongs, if not where the VMM puts it.
-    fn goal_of_new(&self, endpoint: EndpointId) -> Option<Goal> {
+    fn goal_of_new(&self, endpoint: EndpointId, reach: Reach) -> Option<Goal> {
         let state = self.state();
         let device = state.device();
         match device.domain_of(endpoint) {
+            // It is not new to a guest that stops or resets the device, and is moved for that.
+            _ if state.is_stopped() || reach == Reach::Lingering => None,
             None => (!device.bypass()).then_some(Goal::Nothing),
             Some(id) => {
                 device.domain(id).is_some_and(|domain| !domain.is_bypass()).then_some(Goal::Domain(id))

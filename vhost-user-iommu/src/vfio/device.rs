@@ -26,6 +26,11 @@ impl Device {
         Device { cdev, patience }
     }
 
+    /// Whether the VMM has bound the device. Until then it does no DMA and cannot be moved.
+    pub fn is_bound(&self) -> bool {
+        !self.cdev.config_space().is_err_and(|error| error.errno() == Errno::INVAL)
+    }
+
     /// Whether the device does no DMA, whatever it is attached to: its bus mastering is off. One that cannot be asked
     /// may do some.
     pub fn is_quiet(&self) -> bool {
@@ -44,12 +49,19 @@ impl Device {
     }
 }
 
+/// Nothing is done before the device is bound: whoever looks after devices moves it then.
 impl Attach for Device {
     fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
+        if !self.is_bound() {
+            return Ok(());
+        }
         self.when_not_busy(|| self.cdev.attach(table, pasid))
     }
 
     fn detach(&self, pasid: Option<u32>) -> Result<()> {
+        if !self.is_bound() {
+            return Ok(());
+        }
         self.when_not_busy(|| self.cdev.detach(pasid))
     }
 }

@@ -116,6 +116,11 @@ impl Vfio {
         }
     }
 
+    /// Whether the VMM has bound the device of an endpoint.
+    pub fn is_bound(&self, endpoint: EndpointId) -> bool {
+        self.shadow().device(endpoint).is_some_and(Device::is_bound)
+    }
+
     /// Whether the device of an endpoint does no DMA, and neither do those that move with it.
     pub fn is_quiet(&self, endpoint: EndpointId) -> bool {
         let shadow = self.shadow();
