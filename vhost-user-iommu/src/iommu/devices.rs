@@ -82,8 +82,8 @@ impl Iommu {
         self.tender.wake();
     }
 
-    /// The rings go on, so the guest was merely paused: devices that were moved for want of activity go back.
-    pub(super) fn return_devices(&self) {
+    /// Devices that were moved for want of activity go back into the domains that their endpoints are in.
+    pub(super) fn return_devices(&self, is_wanted: impl Fn(EndpointId) -> bool) {
         let attached: Vec<(EndpointId, DomainId)> = {
             let state = self.state();
             let device = state.device();
@@ -93,7 +93,10 @@ impl Iommu {
         };
         for (endpoint, domain) in attached {
             let is_there = self.vfio.as_ref().is_none_or(|vfio| vfio.shadow().is_in(endpoint, domain));
-            if !is_there && let Err(error) = self.move_device(endpoint, Goal::Domain(domain)) {
+            if !is_there
+                && is_wanted(endpoint)
+                && let Err(error) = self.move_device(endpoint, Goal::Domain(domain))
+            {
                 error!("endpoint {}: it stays out of its domain: {error}", self.label(endpoint));
                 self.on_host(|shadow| shadow.block(endpoint)).unwrap_or_default();
             }
