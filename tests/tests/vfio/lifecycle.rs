@@ -7,7 +7,7 @@ use std::fs;
 use anyhow::Result;
 use viommu_tests::l2::{BootFrom, Guest};
 
-use super::stage::{FIRST, MIB, Stage, WITHIN};
+use super::stage::{FEW_MIB, FIRST, MIB, Stage, WITHIN};
 
 const RESET: &str = r#"{"execute": "system_reset"}"#;
 
@@ -15,7 +15,7 @@ const RESET: &str = r#"{"execute": "system_reset"}"#;
 fn a_guest_reads_its_disk_again_after_a_reboot_and_a_reset() -> Result<()> {
     let Some(mut stage) = Stage::new()? else { return Ok(()) };
     let job = format!(
-        "nvme 0000:00:04.0 /dev/first; checksum /dev/first {MIB}
+        "nvme 0000:00:04.0 /dev/first; checksum /dev/first {FEW_MIB}
         case $(boot_number /dev/first {}) in
           *' 1') reboot -f;;
           *' 2') dd if=/dev/first of=/dev/null bs=1M iflag=direct & echo to be reset; sleep 1000;;
@@ -37,10 +37,10 @@ fn a_disk_that_is_unplugged_and_plugged_again_is_read_again() -> Result<()> {
     let Some(mut stage) = Stage::new()? else { return Ok(()) };
     let job = format!(
         "function=0000:01:00.0
-        nvme $function /dev/first; checksum /dev/first {MIB}
+        nvme $function /dev/first; checksum /dev/first {FEW_MIB}
         while [ -e /sys/bus/pci/devices/$function ]; do usleep 50000; done; echo unplugged
         until [ -e /sys/bus/pci/devices/$function ]; do usleep 50000; done; echo plugged
-        nvme $function /dev/again; checksum /dev/again {MIB}"
+        nvme $function /dev/again; checksum /dev/again {FEW_MIB}"
     );
     let guest = Guest::new(stage.iommu()).pass("01:00.0", FIRST).job(&job);
     stage.host.boot(&guest)?;
