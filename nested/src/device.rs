@@ -49,6 +49,11 @@ pub trait Attach: fmt::Debug + Send {
     /// # Errors
     /// Of the call; what it reached it reaches still.
     fn detach(&self, pasid: Option<u32>) -> Result<()>;
+
+    /// Whether it is in a context. One that is not reaches nothing, and can be neither attached nor detached.
+    fn is_bound(&self) -> bool {
+        true
+    }
 }
 
 /// A physical device by its file `/dev/vfio/devices/vfioN`, Linux 6.6 and later. It leaves its context when the last
@@ -153,6 +158,12 @@ impl Attach for Cdev {
         };
         self.call(&mut command, format_args!("PASID {pasid:?}"))
     }
+
+    fn is_bound(&self) -> bool {
+        // What makes other calls fail for a moment, a reset for example, says nothing.
+        let told = self.call(&mut vfio_device_info::default(), format_args!("of a cdev"));
+        !told.is_err_and(|error| error.errno() == Errno::INVAL)
+    }
 }
 
 /// A device and what it is attached to, which lasts as long: the kernel destroys no page table that is in use.
@@ -194,9 +205,12 @@ impl<D: Attach> Attached<D> {
         Ok(())
     }
 
-    /// Takes note that it is attached to `table`, since another of its group is.
-    pub fn followed(&mut self, table: PageTable) {
-        self.tables.insert(None, table);
+    /// Takes note that it is attached to `table`, or to nothing, since all of its group are.
+    pub fn followed(&mut self, table: Option<PageTable>) {
+        match table {
+            Some(table) => drop(self.tables.insert(None, table)),
+            None => drop(self.tables.remove(&None)),
+        }
     }
 
     /// Lets it reach nothing.

@@ -151,14 +151,14 @@ impl Daemon {
     /// It does not end.
     pub fn end_by(self, signal: Signal) -> Result<(ExitStatus, Vec<String>)> {
         kill_process(Pid::from_child(&self.process), signal)?;
-        self.ended()
+        self.wait_for_end()
     }
 
     /// Waits for its end, and returns its status and whole log.
     ///
     /// # Errors
     /// It does not end.
-    pub fn ended(mut self) -> Result<(ExitStatus, Vec<String>)> {
+    pub fn wait_for_end(mut self) -> Result<(ExitStatus, Vec<String>)> {
         let deadline = Instant::now() + PATIENCE;
         let mut log = self.log.lock();
         while !log.is_over {

@@ -66,33 +66,44 @@ fn a_static_program_of_ours_runs_in_the_host() -> Result<()> {
 
 /// A shell script is the VMM.
 #[test]
-fn launch_opens_a_device_and_shares_it_with_the_vmm() -> Result<()> {
+fn launch_opens_a_device_that_the_vmm_shares_until_it_is_removed() -> Result<()> {
     let Some(testbed) = Testbed::find_for_test()? else {
         return Ok(());
     };
     let daemon = l1::build("vhost-user-iommu", "vhost-user-iommu")?;
     let job = "edu=$(pci_functions 1234:11e8)
+        cat >vmm <<'end'
+        echo $1
+        readlink /proc/$$/fd/$2
+        readlink /proc/$$/fd/$3
+        ctl() { daemon ctl --socket /control.sock \"$@\" 2>&1; }
+        count() { echo $(ls -l /proc/$(pidof daemon)/fd | grep -c vfio/devices) of the daemon; }
+        ctl list; count
+        ctl remove 00:03.0; ctl list; count
+        ctl remove 00:03.0
+end
         launch() {
-          daemon launch --socket-path /iommu.sock --endpoint 00:03.0,vfio=$edu -- \
-            /bin/busybox sh -c 'test -S /iommu.sock; echo $0; readlink /proc/$$/fd/$1; readlink /proc/$$/fd/$2' \
-            {iommufd},{vfio:00:03.0},{iommufd} {iommufd} {vfio:00:03.0} || echo status $?
+          daemon launch --socket-path /iommu.sock --control /control.sock --endpoint 00:03.0,vfio=$edu -- \
+            /bin/busybox sh vmm {iommufd},{vfio:00:03.0},{iommufd} {iommufd} {vfio:00:03.0} || echo status $?
         }
         launch 2>&1
         give_to_vfio $edu
         launch
         while [ -e /iommu.sock ]; do usleep 10000; done
-        echo $(ls /tmp) nothing left";
+        echo $(ls -d /control.sock /tmp/* 2>/dev/null) nothing left";
     let report = run(Machine::new(&testbed).device(EDU).program("daemon", &daemon).job(job))?;
     let lines = report.lines.join("\n");
-    for line in [
+    for part in [
         "is bound to no driver, but has to be to vfio-pci; as root: modprobe vfio-pci && echo vfio-pci > ",
         "status 2\nvfio0\n",
-        "\n/dev/iommu\n/dev/vfio/devices/vfio0\n",
+        "\n/dev/iommu\n/dev/vfio/devices/vfio0\n00:03.0: vfio 0000:00:01.0, blocked\n1 of the daemon\n",
+        "\n00:03.0: vfio, its device is removed, blocked\n0 of the daemon\n",
+        "\nvhost-user-iommu: the endpoint's device is removed already\n",
+        "\nstatus 1\n",
         "\nnothing left",
     ] {
-        assert!(lines.contains(line), "{line}\nin {lines}");
+        assert!(lines.contains(part), "{part}\nin {lines}");
     }
-    println!("{lines}");
     Ok(())
 }
 
@@ -118,6 +129,7 @@ fn devices_reach_what_the_guest_says_and_nothing_else() -> Result<()> {
     let stand_in = concat!(env!("CARGO_MANIFEST_DIR"), "/l1/setpriv");
     let arguments = env::var("VFIO_TESTS").unwrap_or_default();
     let requests = env::var("VFIO_REQUESTS").map(|count| format!("export VFIO_REQUESTS={count}"));
+    let within = if requests.is_ok() { 20 * WITHIN } else { 2 * WITHIN };
     let job = "for function in $(pci_functions 1b36:0005) $(pci_functions 1234:11e8); do
           give_to_vfio $function >/dev/null
         done";
@@ -133,7 +145,7 @@ fn devices_reach_what_the_guest_says_and_nothing_else() -> Result<()> {
         .program("vhost-user-iommu", &l1::build("vhost-user-iommu", "vhost-user-iommu")?)
         .program("tests", &l1::build_test("viommu-tests", "vfio_vmm", "l1")?)
         .job(&job)
-        .run(WITHIN)?;
+        .run(within)?;
     assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
     println!("{}", report.lines.join("\n"));
     Ok(())

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 /// Its programs need no files beside themselves.
 pub const TARGET: &str = "aarch64-unknown-linux-musl";
 
-/// Builds this program, without optimisation, and says where it is.
+/// Builds this program, a little optimised, and says where it is.
 ///
 /// # Errors
 /// The toolchain has no standard library for [`TARGET`], or the program does not build: with what the compiler said.
@@ -26,6 +26,22 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf> {
 /// As [`build`].
 pub fn build_example(package: &str, example: &str) -> Result<PathBuf> {
     cargo(&["build", "--package", package, "--example", example], example)
+}
+
+/// Builds this program as users have it, with optimisation.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_release(package: &str, program: &str) -> Result<PathBuf> {
+    cargo(&["build", "--release", "--package", package, "--bin", program], program)
+}
+
+/// Builds the program of a benchmark of this package, with optimisation, which has to have these features.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_bench(package: &str, bench: &str, features: &str) -> Result<PathBuf> {
+    cargo(&["bench", "--no-run", "--package", package, "--bench", bench, "--features", features], bench)
 }
 
 /// Builds the program of an integration test of this package, which has to have these features.
@@ -52,6 +68,10 @@ fn cargo(arguments: &[&str], name: &str) -> Result<PathBuf> {
         // It is unpacked into the host's memory.
         .env("CARGO_PROFILE_DEV_DEBUG", "none")
         .env("CARGO_PROFILE_DEV_STRIP", "debuginfo")
+        // Its processor is emulated, and what is asserted in a debug build takes the longer the more is mapped.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_DEV_DEBUG_ASSERTIONS", "false")
+        .env("CARGO_PROFILE_DEV_OVERFLOW_CHECKS", "true")
         // What the tests themselves are built with, sanitizers for example, is not meant for it.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::io::fcntl_dupfd_cloexec;
 use tempfile::TempDir;
+use vhost::VhostBackend;
 use viommu_core::{Access, DomainId, EndpointId, Gpa, IovaRange};
 use viommu_nested::object::{Context, Hwpt, HwptFlags, Ioas, PageTable};
 use viommu_nested::{Attached, Cdev};
@@ -56,9 +57,10 @@ impl VfioVmm {
     pub const LOW: u64 = 1 << 30;
     /// Where the second begins.
     pub const MIDDLE: u64 = Self::LOW + Self::REGION;
-    /// Where the third begins, with 4 MiB; rings and buffers lie there.
+    /// Where the third begins; rings and buffers lie there.
     pub const HIGH: u64 = 1 << 32;
-    const HIGH_BYTES: u64 = 4 << 20;
+    /// Bytes of the third.
+    pub const HIGH_BYTES: u64 = 4 << 20;
 
     /// Takes over the launcher's files; nothing is bound or connected yet.
     ///
@@ -196,6 +198,9 @@ impl VfioVmm {
     pub fn restart_rings(&mut self) -> Result<()> {
         let Guest { front_end, driver } = self.guest();
         driver.restart();
+        // A reset of the device has taken them back.
+        let features = front_end.features();
+        front_end.step(|vhost| vhost.set_features(features))?;
         front_end.start_ring(0, driver.requests())?;
         front_end.start_ring(1, driver.events())?;
         Ok(())
@@ -241,6 +246,14 @@ impl VfioVmm {
     /// The registers of a device.
     pub fn registers(&self, device: usize) -> &Registers {
         &self.devices[device].registers
+    }
+
+    /// The same in other hands: for a thread of its own.
+    ///
+    /// # Errors
+    /// The host is out of file descriptors.
+    pub fn duplicate_registers(&self, device: usize) -> Result<Registers> {
+        Ok(Registers::of(duplicate(&self.devices[device].shared.file)?))
     }
 
     /// Has a device write four bytes to `iova`; it is an `iommu-testdev`.

@@ -19,7 +19,7 @@ use crate::scene::*;
 const QUICK: Duration = Duration::from_secs(2);
 
 /// Runs the program, which has to end by itself.
-fn run(arguments: &[&str]) -> Output {
+pub fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(Daemon::program().expect("built"));
     command.args(arguments).stdin(Stdio::null()).output().expect("the program runs")
 }
@@ -65,7 +65,7 @@ fn the_other_end_of_a_pipe_ends_it_like_a_signal() {
         drop(read);
         let vmm = is_connected.then(|| served.vmm());
         drop(write);
-        let (status, lines) = served.daemon.ended().expect("it ends");
+        let (status, lines) = served.daemon.wait_for_end().expect("it ends");
         assert_eq!(status.code(), Some(0), "{lines:?}");
         let last = lines.last().expect("a log");
         assert!(last.contains("ends with the VMM; served "), "{last}");

@@ -3,16 +3,13 @@
 //! Two devices, and where ATTACH, DETACH and `bypass` put them.
 
 use anyhow::Result;
-use viommu_core::wire::ATTACH_F_BYPASS;
+use viommu_core::wire::{ATTACH_F_BYPASS, BYPASS_OFFSET};
 use viommu_tests::vfio_vmm::VfioVmm;
 
 use crate::scene::{BOTH, Dma, IOVA, LOW, OK, PAGE, running};
 
-/// Where `bypass` is in the configuration space.
-const BYPASS: u32 = 36;
-
 fn set_bypass(vmm: &mut VfioVmm, value: u8) -> Result<()> {
-    vmm.guest().front_end.write_config(BYPASS, &[value])?;
+    vmm.guest().front_end.write_config(BYPASS_OFFSET as u32, &[value])?;
     assert_eq!(vmm.guest().front_end.config()?.bypass, value);
     Ok(())
 }

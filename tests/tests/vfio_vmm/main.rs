@@ -7,10 +7,12 @@
 
 mod boot;
 mod domains;
+mod endurance;
 mod gone;
 mod groups;
 mod kernel_log;
 mod mapping;
+mod memory;
 mod reserved;
 mod reset;
 mod scene;

@@ -46,6 +46,8 @@ pub struct State {
     device: Device,
     is_connected: bool,
     is_stopped: bool,
+    /// Physical devices have not followed the last reset yet.
+    has_untold_reset: bool,
     serving: BTreeMap<EndpointId, Serving>,
 }
 
@@ -59,6 +61,7 @@ impl State {
             device: Device::new(config)?,
             is_connected: false,
             is_stopped: false,
+            has_untold_reset: false,
             serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
         })
     }
@@ -142,8 +145,14 @@ impl State {
     /// The endpoint comes to life. If that tells of a reset of the device, returns what [`reset`](State::reset) does.
     pub fn restarted(&mut self, endpoint: EndpointId) -> Option<Vec<EndpointId>> {
         let tells_reset = self.is_stopped.then(|| self.reset());
+        self.has_untold_reset |= tells_reset.is_some();
         self.move_endpoint(endpoint, |_| Serving::Live);
         tells_reset
+    }
+
+    /// Whether an endpoint has told of a reset, of which physical devices are to be told now.
+    pub fn take_untold_reset(&mut self) -> bool {
+        std::mem::take(&mut self.has_untold_reset)
     }
 
     pub fn lookup(&self, endpoint: EndpointId, iova: Iova, access: Access) -> Result<Extent, Fault> {

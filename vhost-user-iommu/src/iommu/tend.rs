@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 use viommu_core::EndpointId;
+use viommu_nested::Attach;
 use viommu_nested::shadow::{Goal, Reach};
 
 use crate::sync::lock;
+use crate::vfio::Device;
 
 use super::Iommu;
 
@@ -45,6 +47,12 @@ impl Tender {
         Tender { thread: OnceLock::new(), unsettled: Mutex::new(unsettled) }
     }
 
+    /// The VMM is going to bind and attach a device for this endpoint.
+    pub fn expect(&self, endpoint: EndpointId) {
+        lock(&self.unsettled).insert(endpoint, None);
+        self.wake();
+    }
+
     /// There may be something to do.
     pub fn wake(&self) {
         if let Some(thread) = self.thread.get() {
@@ -67,7 +75,7 @@ impl Iommu {
 
     /// Does what is to be done now; whether there is more to come.
     fn tend(&self) -> bool {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         if !self.state().is_connected() {
             return false;
         }
@@ -75,7 +83,7 @@ impl Iommu {
             self.vfio.iter().flat_map(|vfio| vfio.shadow().endpoints().collect::<Vec<_>>()).collect();
         let mut is_more = false;
         for (endpoint, reach) in reaches {
-            is_more |= self.settle(endpoint);
+            is_more |= self.settle(endpoint, reach);
             let Some(goal) = self.goal_when_quiet(endpoint, reach) else { continue };
             is_more = true;
             let is_quiet = self.vfio.as_ref().is_some_and(|vfio| vfio.is_quiet(endpoint));
@@ -103,16 +111,24 @@ impl Iommu {
 
     /// Has a device that is new to the VMM where it belongs, again and again until the VMM is done with it. Whether it
     /// may not be done yet.
-    fn settle(&self, endpoint: EndpointId) -> bool {
+    fn settle(&self, endpoint: EndpointId, reach: Reach) -> bool {
         let mut unsettled = lock(&self.tender.unsettled);
         let Some(since) = unsettled.get_mut(&endpoint) else { return false };
-        let goal = self.goal_of_new(endpoint);
-        if goal.is_none() || since.is_some_and(|since| since.elapsed() > SETTLING) {
+        // A guest moves devices that it has seen, which the VMM is done with by then.
+        let is_moved = match reach {
+            Reach::Vmm => false,
+            Reach::Nothing | Reach::Domain(_) => since.is_none(),
+            Reach::Memory | Reach::Lingering => true,
+        };
+        if is_moved || since.is_some_and(|since| since.elapsed() > SETTLING) {
             unsettled.remove(&endpoint);
             return false;
         }
-        let moved = goal.zip(self.vfio.as_ref());
-        if moved.is_some_and(|(goal, vfio)| vfio.shadow().move_to(endpoint, goal, self).is_ok()) {
+        // It may be where the VMM has it, until `bypass` changes.
+        let (Some(goal), Some(vfio)) = (self.goal_of_new(endpoint), &self.vfio) else { return false };
+        let mut shadow = vfio.shadow();
+        let is_bound = shadow.device(endpoint).is_some_and(Device::is_bound);
+        if is_bound && shadow.move_to(endpoint, goal, self).is_ok() {
             since.get_or_insert_with(Instant::now);
         }
         true

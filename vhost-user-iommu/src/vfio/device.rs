@@ -26,10 +26,10 @@ impl Device {
         Device { cdev, patience }
     }
 
-    /// Whether the device does no DMA, whatever it is attached to: its bus mastering is off. One that cannot be asked
-    /// may do some.
+    /// Whether the device does no DMA, whatever it is attached to: its bus mastering is off, or nobody has it. One that
+    /// cannot be asked may do some.
     pub fn is_quiet(&self) -> bool {
-        self.cdev.is_bus_master().is_ok_and(|is_master| !is_master)
+        !self.is_bound() || self.cdev.is_bus_master().is_ok_and(|is_master| !is_master)
     }
 
     /// The kernel refuses an attachment while the device is being reset, which ends by itself.
@@ -51,6 +51,10 @@ impl Attach for Device {
 
     fn detach(&self, pasid: Option<u32>) -> Result<()> {
         self.when_not_busy(|| self.cdev.detach(pasid))
+    }
+
+    fn is_bound(&self) -> bool {
+        self.cdev.is_bound()
     }
 }
 
