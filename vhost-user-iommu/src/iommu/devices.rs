@@ -10,7 +10,7 @@ use log::{error, info};
 use viommu_core::{Domain, DomainId, EndpointId, HostError, IovaRange, Mapping};
 use viommu_nested::Result;
 use viommu_nested::shadow::{Goal, Known, MemoryRegion, Reach, Shadow};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::vfio::{Device, Vfio, host_error};
 
@@ -43,7 +43,7 @@ impl Iommu {
             })
             .collect();
         // A guest can make its VMM change the memory again and again.
-        if let Some(trouble) = vfio.set_memory(&regions, &|range| lasting(memory, range)) {
+        if let Some(trouble) = vfio.set_memory(&regions, &|range| vfio.lasting().of(memory, range)) {
             self.host_errors.log(|| trouble);
         }
     }
@@ -116,13 +116,6 @@ impl Iommu {
             error!("endpoint {}: it cannot be blocked: {error}", self.label(endpoint));
         }
     }
-}
-
-/// The region at these GPAs, which stays for ever from now on.
-fn lasting(memory: &GuestMemoryMmap, range: &IovaRange) -> Option<VolatileSlice<'static>> {
-    let memory: &'static GuestMemoryMmap = Box::leak(Box::new(memory.clone()));
-    let region = memory.iter().find(|region| region.start_addr().0 == range.start())?;
-    region.as_volatile_slice().ok()
 }
 
 /// How something on the host ended.
