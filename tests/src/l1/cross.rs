@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 /// Its programs need no files beside themselves.
 pub const TARGET: &str = "aarch64-unknown-linux-musl";
 
-/// Builds this program, without optimisation, and says where it is.
+/// Builds this program, a little optimised, and says where it is.
 ///
 /// # Errors
 /// The toolchain has no standard library for [`TARGET`], or the program does not build: with what the compiler said.
@@ -68,6 +68,10 @@ fn cargo(arguments: &[&str], name: &str) -> Result<PathBuf> {
         // It is unpacked into the host's memory.
         .env("CARGO_PROFILE_DEV_DEBUG", "none")
         .env("CARGO_PROFILE_DEV_STRIP", "debuginfo")
+        // Its processor is emulated, and what is asserted in a debug build takes the longer the more is mapped.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_DEV_DEBUG_ASSERTIONS", "false")
+        .env("CARGO_PROFILE_DEV_OVERFLOW_CHECKS", "true")
         // What the tests themselves are built with, sanitizers for example, is not meant for it.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")

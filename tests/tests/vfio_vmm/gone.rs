@@ -7,7 +7,9 @@ use rustix::process::Signal;
 use viommu_tests::daemon::Daemon;
 use viommu_tests::vfio_vmm::{Launch, VfioVmm};
 
-use crate::scene::{BOTH, Dma, IOVA, LOW, OK, PAGE, PATIENCE, alone, eventually, kib, running};
+use crate::scene::{
+    BOTH, Dma, IOVA, LOW, OK, PAGE, PATIENCE, alone, eventually, running, settled_shared_kib, shared_kib,
+};
 
 /// Two devices, of which the first is attached to domain 1, which maps `IOVA` to the second page.
 fn attached() -> Result<(Daemon, VfioVmm)> {
@@ -48,14 +50,13 @@ fn when_the_daemon_says_that_the_vmm_is_gone_no_device_reaches_anything() -> Res
 
 #[test]
 fn no_memory_of_the_guest_is_held_when_both_are_gone() -> Result<()> {
-    let pages = || kib("/proc/meminfo", "Shmem").expect("a number");
-    let before = pages();
+    let before = settled_shared_kib();
     let (daemon, mut vmm) = attached()?;
-    assert!(pages() > before + (64 << 10));
+    assert!(shared_kib() > before + (64 << 10));
     vmm.disconnect();
     daemon.wait_for_end()?;
     drop(vmm);
-    eventually("the guest's memory is free", || pages() < before + (1 << 10));
+    eventually("the guest's memory is free", || shared_kib() < before + (1 << 10));
     Ok(())
 }
 

@@ -89,3 +89,22 @@ pub fn kib(file: &str, name: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
     Ok(line.trim_start_matches(':').trim_end_matches("kB").trim().parse()?)
 }
+
+/// Shared memory on the host, in KiB, once nothing of earlier tests is still being freed.
+pub fn settled_shared_kib() -> u64 {
+    let mut before = shared_kib();
+    loop {
+        // Nothing tells that nothing happens.
+        sleep(Duration::from_millis(300));
+        let now = shared_kib();
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
+}
+
+/// The same as it is now.
+pub fn shared_kib() -> u64 {
+    kib("/proc/meminfo", "Shmem").expect("the kernel counts it")
+}

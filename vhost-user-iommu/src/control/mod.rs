@@ -36,8 +36,8 @@ pub trait Controlled {
     /// There is no such endpoint or device; then nothing is changed.
     fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal>;
 
-    /// Takes the VFIO device file `cdev`, of which the VMM has a duplicate, for an endpoint that has no device. It belongs
-    /// where the endpoint is attached.
+    /// Takes the VFIO device file `cdev`, of which the VMM has a duplicate, for an endpoint that has no device. The
+    /// device belongs where the endpoint is attached.
     ///
     /// # Errors
     /// There is no such endpoint, it has a device, or this one is not suited; then nothing is changed.

@@ -250,7 +250,12 @@ impl Iommu {
         if applied.is_ok() {
             self.tell(change);
         }
-        self.state().finish(change, applied)
+        let reply = self.state().finish(change, applied);
+        if !matches!(change, Change::Map { .. } | Change::Unmap { .. }) {
+            // A device that the VMM has yet to bind is to be moved then.
+            self.tender.wake();
+        }
+        reply
     }
 
     fn tell(&self, change: &Change) {
