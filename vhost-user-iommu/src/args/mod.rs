@@ -20,7 +20,7 @@ use crate::{
     usage_error::UsageError,
 };
 
-pub(crate) use tools::{CtlAction, CtlArgs, LaunchArgs, Tool, ViotArgs};
+pub(crate) use tools::{CtlAction, CtlArgs, LaunchArgs, MonitorArgs, Tool, ViotArgs};
 
 /// A virtual IOMMU outside the VMM: serves virtio-iommu (device id 23) over vhost-user
 #[derive(Debug, Parser)]

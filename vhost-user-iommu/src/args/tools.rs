@@ -2,12 +2,12 @@
 
 //! What the program does besides serving, as clap sees it.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, num::NonZeroU32, path::PathBuf};
 
 use clap::Subcommand;
 
-use super::Options;
-use crate::{config::EndpointConfig, pci::PciAddress};
+use super::{Options, parse_positive};
+use crate::{config::EndpointConfig, ctl::Properties, pci::PciAddress};
 
 /// What the program does besides serving.
 #[derive(Debug, Subcommand)]
@@ -27,10 +27,11 @@ pub(crate) enum Tool {
     #[command(verbatim_doc_comment, after_help = LAUNCH_EXAMPLE)]
     Launch(LaunchArgs),
 
-    /// Ask a running daemon for its endpoints, or have it let go of a physical device or take one
+    /// Ask a running daemon for its endpoints, or have physical devices come and go
     ///
-    /// The daemon has to be started with --control PATH.
-    #[command(verbatim_doc_comment)]
+    /// The daemon has to be started with --control PATH. `plug` and `unplug` do all that it takes, in
+    /// QEMU as well; `add` and `remove` are the daemon's part alone, for other managers of guests.
+    #[command(verbatim_doc_comment, after_help = CTL_EXAMPLE)]
     Ctl(CtlArgs),
 }
 
@@ -55,6 +56,44 @@ pub(crate) enum CtlAction {
     /// Show the endpoints, what is behind them, and what they reach
     List,
 
+    /// Plug a device into the guest, for an endpoint that has none now: ID,vfio=DEVICE
+    ///
+    /// DEVICE is its PCI address on this machine, the path of its VFIO device file, or fd:N. The
+    /// daemon and QEMU get a duplicate each of that file, opened anew. If QEMU refuses the device, the
+    /// daemon lets go of it again.
+    #[command(verbatim_doc_comment)]
+    Plug {
+        /// The endpoint and the device
+        #[arg(value_name = "SPEC")]
+        endpoint: EndpointConfig,
+
+        /// The device's properties for QEMU's vfio-pci: iommufd and id, most often bus and addr
+        ///
+        /// Values are text. Where QEMU wants a number or a truth value, write all as a JSON object.
+        #[arg(long, value_name = "KEY=VALUE,...", verbatim_doc_comment)]
+        device: Properties,
+
+        #[command(flatten)]
+        monitor: MonitorArgs,
+    },
+
+    /// Unplug the device of the endpoint ID, and let go of it when the guest has
+    ///
+    /// The device is then free for others: nobody has its file open any more.
+    #[command(verbatim_doc_comment)]
+    Unplug {
+        /// The endpoint, as it was given to the daemon
+        #[arg(value_name = "ID")]
+        endpoint: EndpointConfig,
+
+        /// What QEMU calls the device
+        #[arg(long = "id", value_name = "NAME")]
+        name: String,
+
+        #[command(flatten)]
+        monitor: MonitorArgs,
+    },
+
     /// Let go of the device of the endpoint ID, once the VMM has unplugged it; until then it reaches nothing
     Remove {
         /// The endpoint, as it was given to the daemon
@@ -71,6 +110,18 @@ pub(crate) enum CtlAction {
         #[arg(value_name = "SPEC")]
         endpoint: EndpointConfig,
     },
+}
+
+/// Where QEMU is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MonitorArgs {
+    /// The Unix socket of QEMU's monitor (-qmp unix:PATH,server=on,wait=off), with no other client
+    #[arg(long, value_name = "PATH")]
+    pub(crate) qmp: PathBuf,
+
+    /// How long to wait for an answer of QEMU's, or for the guest to let go of a device
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_positive)]
+    pub(crate) timeout: NonZeroU32,
 }
 
 /// The options of `launch`.
@@ -122,3 +173,9 @@ Example: the NVMe disk 0000:65:00.0 behind the IOMMU
       -device vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=c0,addr=8 \\
       -object iommufd,id=iommufd0,fd={iommufd} \\
       -device vfio-pci,iommufd=iommufd0,fd={vfio:00:09.0},addr=9";
+
+const CTL_EXAMPLE: &str = "\
+Example: the NVMe disk 0000:65:00.0 leaves the guest and comes back, behind its root port port1
+  vhost-user-iommu ctl --socket control.sock unplug 01:00.0 --qmp qmp.sock --id nvme1
+  vhost-user-iommu ctl --socket control.sock plug 01:00.0,vfio=0000:65:00.0 --qmp qmp.sock \\
+      --device iommufd=iommufd0,id=nvme1,bus=port1,addr=0";

@@ -137,4 +137,4 @@ const CONNECTIONS_MAX: usize = 8;
 const PAUSE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -20,9 +20,9 @@ use crate::sync::lock;
 
 /// A device with the one endpoint 00:03.0, and what was asked of it.
 #[derive(Default)]
-struct Double {
-    asked: Mutex<Vec<String>>,
-    device: Mutex<Option<OwnedFd>>,
+pub(crate) struct Double {
+    pub(crate) asked: Mutex<Vec<String>>,
+    pub(crate) device: Mutex<Option<OwnedFd>>,
 }
 
 impl Controlled for Double {
@@ -30,7 +30,7 @@ impl Controlled for Double {
         vec![EndpointStatus {
             endpoint: "00:03.0".to_owned(),
             kind: protocol::VFIO.to_owned(),
-            device: None,
+            device: lock(&self.device).as_ref().map(|_| "0000:65:00.0".to_owned()),
             state: "bypass".to_owned(),
             domain: None,
         }]
@@ -43,20 +43,22 @@ impl Controlled for Double {
 
     fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {
         lock(&self.asked).push(format!("add {}", endpoint.0));
-        *lock(&self.device) = Some(cdev);
-        Ok(())
+        match &mut *lock(&self.device) {
+            Some(_) => Err(Refusal::new(Code::HasDevice, "one")),
+            free => Ok(*free = Some(cdev)),
+        }
     }
 }
 
 /// A socket that is served as long as the process lives.
-struct Served {
-    double: Arc<Double>,
-    socket: PathBuf,
+pub(crate) struct Served {
+    pub(crate) double: Arc<Double>,
+    pub(crate) socket: PathBuf,
     _folder: TempDir,
 }
 
 impl Served {
-    fn new() -> Served {
+    pub(crate) fn new() -> Served {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
@@ -112,7 +114,7 @@ fn no_signal() -> rustix::net::SendFlags {
 }
 
 /// A file whose last duplicate shows when it is closed: then the other end is at its end.
-fn watched() -> (File, std::io::PipeReader) {
+pub(crate) fn watched() -> (File, std::io::PipeReader) {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     (File::from(OwnedFd::from(writer)), reader)
 }
