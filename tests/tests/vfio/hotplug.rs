@@ -40,6 +40,7 @@ fn a_disk_leaves_the_guest_idle_or_busy_is_free_for_others_and_comes_back() -> R
     stage.unplug()?;
     stage.host.guest_line("gone once", WITHIN)?;
     assert!(!stage.is_in_use()?, "somebody has the disk still");
+    stage.assert_refused_by_qemu()?;
     stage.host.execute(&format!("{HOST_DRIVER}; give_to_vfio {FIRST}"))?;
     stage.plug()?;
     stage.guest_read("/dev/second", 0)?;
@@ -92,12 +93,34 @@ impl Stage {
     }
 
     fn plug(&mut self) -> Result<()> {
-        let name = Guest::device_name(ENDPOINT);
-        self.ctl(&format!(
-            "plug {ENDPOINT},vfio={FIRST} --qmp {QMP} --timeout 120 \
-             --device iommufd=iommufd0,id={name},bus=port01,addr=0"
-        ))?;
+        let refused = self.plug_with("bus=port01,addr=0")?;
+        ensure!(refused.is_empty(), "{refused:?}");
         self.assert_listed(&format!(" {FIRST}, "))
+    }
+
+    /// None of it keeps the file, or the id from being used.
+    fn assert_refused_by_qemu(&mut self) -> Result<()> {
+        for (properties, reason) in [
+            ("bus=nowhere", "Bus 'nowhere' not found"),
+            ("bus=port01,addr=0,x-nothing=1", "Property 'vfio-pci.x-nothing' not found"),
+            ("bus=port01,addr=0,rombar=0", "Invalid parameter type for 'rombar', expected: integer"),
+            ("bus=port01,addr=99", ""),
+        ] {
+            let refused = self.plug_with(properties)?;
+            let expected = format!("vhost-user-iommu: QEMU refuses device_add: {reason}");
+            ensure!(refused.join("\n").starts_with(&expected), "{properties}: {refused:?}");
+            self.assert_listed(", its device is removed, ")?;
+        }
+        Ok(())
+    }
+
+    /// What it says, which is nothing if it is done.
+    fn plug_with(&mut self, properties: &str) -> Result<Vec<String>> {
+        let name = Guest::device_name(ENDPOINT);
+        self.host.execute(&format!(
+            "vhost-user-iommu ctl --socket {CONTROL} plug {ENDPOINT},vfio={FIRST} --qmp {QMP} --timeout 120 \
+             --device iommufd=iommufd0,id={name},{properties} 2>&1 || true"
+        ))
     }
 
     fn assert_listed(&mut self, state: &str) -> Result<()> {
