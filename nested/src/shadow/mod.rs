@@ -157,7 +157,8 @@ impl<D: Attach> Shadow<D> {
     }
 
     /// Attaches an endpoint to a domain in place of what it reaches; `mappings` are those of the domain, for when no
-    /// device has been in it. An endpoint without a device needs nothing.
+    /// device has been in it. An endpoint without a device needs nothing, and one whose device the VMM has yet to bind has
+    /// to be attached again then.
     ///
     /// # Errors
     /// Of `IOMMU_IOAS_ALLOC` and `IOMMU_IOAS_COPY`, and of [`Attach::attach`].
@@ -167,7 +168,7 @@ impl<D: Attach> Shadow<D> {
         to: DomainId,
         mappings: impl IntoIterator<Item = Mapping>,
     ) -> Result<()> {
-        if !self.endpoints.contains_key(&endpoint) {
+        if !self.device(endpoint).is_some_and(Attach::is_bound) {
             return Ok(());
         }
         let new = if self.has_domain(to) { None } else { Some(self.filled(mappings)?) };
@@ -178,12 +179,15 @@ impl<D: Attach> Shadow<D> {
         Ok(())
     }
 
-    /// Attaches an endpoint to a bypass domain: it reaches all of the guest's memory, untranslated.
+    /// Attaches an endpoint to a bypass domain: it reaches all of the guest's memory, untranslated. One that is not bound
+    /// yet is going to, by the VMM.
     ///
     /// # Errors
     /// Of [`Attach::attach`].
     pub fn attach_bypass(&mut self, endpoint: EndpointId) -> Result<()> {
-        self.move_to_memory(endpoint)?;
+        if self.device(endpoint).is_some_and(Attach::is_bound) {
+            self.move_to_memory(endpoint)?;
+        }
         self.set_member(endpoint, true);
         Ok(())
     }

@@ -31,6 +31,7 @@ pub struct Guest {
     programs: Vec<(String, PathBuf)>,
     memory_mib: u32,
     endpoints: Vec<Endpoint>,
+    daemons_opener: Opener,
     arguments: Vec<String>,
 }
 
@@ -61,6 +62,13 @@ struct Endpoint {
     function: String,
 }
 
+/// Who opens the host's devices: `launch` shares them with the daemon, QEMU keeps them to itself.
+#[derive(Clone, Copy, Debug)]
+enum Opener {
+    Launch,
+    Qemu,
+}
+
 /// The files that a guest is made of, beside the kernel and the firmware, and what starts it in the host.
 pub(super) struct Parts {
     pub(super) initrd: Vec<u8>,
@@ -79,6 +87,7 @@ impl Guest {
             programs: Vec::new(),
             memory_mib: 256,
             endpoints: Vec::new(),
+            daemons_opener: Opener::Launch,
             arguments: Vec::new(),
         }
     }
@@ -87,6 +96,12 @@ impl Guest {
     /// (`BUS:SLOT.FUNCTION`). If that is not on its root bus, it is behind a root port, where it can be unplugged.
     pub fn pass(mut self, id: &str, function: &str) -> Self {
         self.endpoints.push(Endpoint { id: id.into(), function: function.into() });
+        self
+    }
+
+    /// Keeps the devices from the daemon, which serves their endpoints all the same: nothing translates for them then.
+    pub fn without_devices_for_the_daemon(mut self) -> Self {
+        self.daemons_opener = Opener::Qemu;
         self
     }
 
@@ -156,7 +171,10 @@ impl Guest {
     fn launcher(&self) -> Vec<String> {
         let Iommu::Daemon(options) = &self.iommu else { return Vec::new() };
         let mut command = words("vhost-user-iommu launch --socket-path /run/iommu.sock");
-        let devices = self.endpoints.iter().map(|Endpoint { id, function }| format!("{id},vfio={function}"));
+        let devices = self.endpoints.iter().map(|Endpoint { id, function }| match self.opened_by() {
+            Opener::Launch => format!("{id},vfio={function}"),
+            Opener::Qemu => id.clone(),
+        });
         // The host bridge is in the device tree's `iommu-map` too, as are root ports.
         let bridges =
             std::iter::once("00:00.0".to_owned()).chain(self.ports().map(|(_, slot)| format!("00:{slot}.0")));
@@ -164,6 +182,13 @@ impl Guest {
         command.extend(options.iter().cloned());
         command.push("--".into());
         command
+    }
+
+    fn opened_by(&self) -> Opener {
+        match self.iommu {
+            Iommu::Daemon(_) => self.daemons_opener,
+            Iommu::Absent | Iommu::Qemu => Opener::Qemu,
+        }
     }
 
     fn qemu(&self, folder: &str) -> Vec<String> {
@@ -209,15 +234,21 @@ impl Guest {
     }
 
     fn devices(&self) -> Vec<String> {
-        let launched = matches!(self.iommu, Iommu::Daemon(_));
-        let context = if launched { "iommufd,id=iommufd0,fd={iommufd}" } else { "iommufd,id=iommufd0" };
+        let opener = self.opened_by();
+        let context = match opener {
+            Opener::Launch => "iommufd,id=iommufd0,fd={iommufd}",
+            Opener::Qemu => "iommufd,id=iommufd0",
+        };
         let mut arguments = words(&format!("-object {context}"));
         for (bus, slot) in self.ports() {
             let port = format!("-device pcie-root-port,id=port{bus},chassis={bus},addr={slot}");
             arguments.extend(words(&port));
         }
         for Endpoint { id, function } in &self.endpoints {
-            let device = if launched { format!("fd={{vfio:{id}}}") } else { format!("host={function}") };
+            let device = match opener {
+                Opener::Launch => format!("fd={{vfio:{id}}}"),
+                Opener::Qemu => format!("host={function}"),
+            };
             let (bus, slot) = id.split_once(':').unwrap_or((ROOT, id));
             let bus = if bus == ROOT { "pcie.0".into() } else { format!("port{bus}") };
             let name = Self::device_name(id);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use viommu_tests::l1;
 use viommu_tests::l2::Guest;
 
-use super::stage::{Stage, WITHIN};
+use super::stage::{FIRST, Stage, WITHIN};
 
 const EDU: &str = "edu,dma_mask=0xffffffffffff";
 
@@ -42,7 +42,32 @@ fn devices_of_one_domain_reach_what_is_mapped_and_stray_dma_is_refused_and_repor
     assert!(reported.iter().any(|line| line.contains(&event)), "{event:?} in {reported:#?}");
     // The kernel limits how much it says, so that there may be no event of the second one.
     stage.host.guest_line("device 1 reaches what is mapped and nothing else", WITHIN)?;
+    let lines = stage.host.lines();
+    let attached = |slot: &str| {
+        let attached = format!("endpoint 00:{slot}.0 attached to domain ");
+        lines.iter().rev().find_map(|line| Some(line.split_once(&attached)?.1.to_owned()))
+    };
+    assert!(attached(devices[0]).is_some());
+    assert_eq!(attached(devices[0]), attached(devices[1]));
     stage.host.guest_line("job ended 0", WITHIN)?;
     assert_eq!(stage.host.guest_end(WITHIN)?, 0);
+    Ok(())
+}
+
+/// That a disk is read proves something only if it is not read where nobody maps what the guest's driver maps.
+#[test]
+fn a_disk_that_the_daemon_does_not_have_is_not_read() -> Result<()> {
+    let Some(mut stage) = Stage::new()? else { return Ok(()) };
+    let guest = Guest::new(stage.iommu())
+        .pass("00:04.0", FIRST)
+        .without_devices_for_the_daemon()
+        .kernel_arg("nvme_core.admin_timeout=2")
+        .job("nvme 0000:00:04.0 /dev/first");
+    stage.host.boot(&guest)?;
+    stage.host.guest_line("0000:00:04.0 has no NVMe disk", WITHIN)?;
+    assert_eq!(stage.host.guest_end(WITHIN)?, 0);
+    let reported = stage.refused_dma()?;
+    let event = format!("F_TRANSLATION client: {FIRST}");
+    assert!(reported.iter().any(|line| line.contains(&event)), "{event:?} in {reported:#?}");
     Ok(())
 }

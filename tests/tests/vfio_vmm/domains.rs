@@ -4,6 +4,7 @@
 
 use anyhow::Result;
 use viommu_core::wire::{ATTACH_F_BYPASS, BYPASS_OFFSET};
+use viommu_core::{DomainId, EndpointId};
 use viommu_tests::vfio_vmm::VfioVmm;
 
 use crate::scene::{BOTH, Dma, IOVA, LOW, OK, PAGE, running};
@@ -64,6 +65,54 @@ fn a_device_that_comes_later_reaches_what_is_mapped_already() -> Result<()> {
     }
     vmm.assert_refused(1, IOVA + 3 * PAGE, LOW + PAGE);
     vmm.assert_refused(1, LOW, LOW);
+    Ok(())
+}
+
+/// An endpoint without a device, which a domain can do with while no device is in it.
+const LISTED: EndpointId = EndpointId(0x1f << 3);
+
+/// Attaches that endpoint.
+fn attach_listed(vmm: &mut VfioVmm, domain: u32) {
+    let reply = vmm.guest().driver.attach(DomainId(domain), LISTED, 0).expect("a reply");
+    assert_eq!(reply.status(), OK);
+}
+
+#[test]
+fn the_first_device_of_a_domain_reaches_what_was_mapped_without_it() -> Result<()> {
+    let (_daemon, mut vmm) = running(2, &["--endpoint", "00:1f.0"])?;
+    attach_listed(&mut vmm, 1);
+    for page in 0..20 {
+        assert_eq!(vmm.map(1, IOVA + 3 * page * PAGE, LOW + page * PAGE, PAGE, BOTH)?, OK);
+    }
+    assert_eq!(vmm.unmap(1, IOVA + 3 * PAGE, PAGE)?, OK);
+    for round in 0..2 {
+        assert_eq!(vmm.attach(1, 0, 0)?, OK);
+        for page in [0, 2, 19] {
+            vmm.assert_lands(0, IOVA + 3 * page * PAGE, LOW + page * PAGE);
+        }
+        vmm.assert_refused(0, IOVA + 3 * PAGE, LOW + PAGE);
+        assert_eq!(vmm.detach(1, 0)?, OK, "{round}");
+        vmm.assert_lands(0, LOW, LOW);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_that_cannot_have_what_a_domain_maps_stays_where_it_is() -> Result<()> {
+    let (_daemon, mut vmm) = running(2, &["--endpoint", "00:1f.0"])?;
+    attach_listed(&mut vmm, 1);
+    assert_eq!(vmm.map(1, IOVA, LOW, PAGE, BOTH)?, OK);
+    assert_eq!(vmm.map(1, IOVA + PAGE, 0x9000_0000, PAGE, BOTH)?, OK, "nobody can use it yet");
+    assert_ne!(vmm.attach(1, 0, 0)?, OK);
+    vmm.assert_lands(0, LOW, LOW);
+    vmm.assert_refused(0, IOVA, LOW);
+    assert_eq!(vmm.attach(2, 0, 0)?, OK);
+    assert_eq!(vmm.map(2, IOVA, LOW + PAGE, PAGE, BOTH)?, OK);
+    assert_ne!(vmm.attach(1, 0, 0)?, OK);
+    vmm.assert_lands(0, IOVA, LOW + PAGE);
+    assert_eq!(vmm.unmap(1, IOVA + PAGE, PAGE)?, OK);
+    assert_eq!(vmm.attach(1, 0, 0)?, OK);
+    vmm.assert_lands(0, IOVA, LOW);
     Ok(())
 }
 

@@ -127,7 +127,7 @@ fn after_a_pause_a_device_without_dma_is_back_in_its_domain_before_it_does_any()
     let stopped = vmm.stop_rings()?;
     gets_to_bypass(&vmm);
     vmm.start_rings(stopped)?;
-    eventually("the device is back in its domain", || vmm.lands(0, IOVA, TARGET));
+    vmm.assert_lands(0, IOVA, TARGET);
     vmm.registers(0).set_bus_master(true)?;
     stays_in_its_domain(&vmm);
     assert_eq!(vmm.unmap(1, IOVA, PAGE)?, OK);

@@ -45,7 +45,10 @@ impl Controlled for Double {
         lock(&self.asked).push(format!("add {}", endpoint.0));
         match &mut *lock(&self.device) {
             Some(_) => Err(Refusal::new(Code::HasDevice, "one")),
-            free => Ok(*free = Some(cdev)),
+            free => {
+                *free = Some(cdev);
+                Ok(())
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use log::{error, info};
 use viommu_core::{Domain, DomainId, EndpointId, HostError, IovaRange, Mapping};
 use viommu_nested::Result;
 use viommu_nested::shadow::{Goal, Known, MemoryRegion, Reach, Shadow};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::vfio::{Device, Vfio, host_error};
 
@@ -43,7 +43,7 @@ impl Iommu {
             })
             .collect();
         // A guest can make its VMM change the memory again and again.
-        if let Some(trouble) = vfio.set_memory(&regions, &|range| lasting(memory, range)) {
+        if let Some(trouble) = vfio.set_memory(&regions, &|range| vfio.lasting().of(memory, range)) {
             self.host_errors.log(|| trouble);
         }
     }
@@ -82,8 +82,8 @@ impl Iommu {
         self.tender.wake();
     }
 
-    /// The rings go on, so the guest was merely paused: devices that were moved for want of activity go back.
-    pub(super) fn return_devices(&self) {
+    /// Devices that were moved for want of activity go back into the domains that their endpoints are in.
+    pub(super) fn return_devices(&self, is_wanted: impl Fn(EndpointId) -> bool) {
         let attached: Vec<(EndpointId, DomainId)> = {
             let state = self.state();
             let device = state.device();
@@ -93,7 +93,10 @@ impl Iommu {
         };
         for (endpoint, domain) in attached {
             let is_there = self.vfio.as_ref().is_none_or(|vfio| vfio.shadow().is_in(endpoint, domain));
-            if !is_there && let Err(error) = self.move_device(endpoint, Goal::Domain(domain)) {
+            if !is_there
+                && is_wanted(endpoint)
+                && let Err(error) = self.move_device(endpoint, Goal::Domain(domain))
+            {
                 error!("endpoint {}: it stays out of its domain: {error}", self.label(endpoint));
                 self.on_host(|shadow| shadow.block(endpoint)).unwrap_or_default();
             }
@@ -116,13 +119,6 @@ impl Iommu {
             error!("endpoint {}: it cannot be blocked: {error}", self.label(endpoint));
         }
     }
-}
-
-/// The region at these GPAs, which stays for ever from now on.
-fn lasting(memory: &GuestMemoryMmap, range: &IovaRange) -> Option<VolatileSlice<'static>> {
-    let memory: &'static GuestMemoryMmap = Box::leak(Box::new(memory.clone()));
-    let region = memory.iter().find(|region| region.start_addr().0 == range.start())?;
-    region.as_volatile_slice().ok()
 }
 
 /// How something on the host ended.

@@ -187,11 +187,19 @@ impl Iommu {
         self.tender.wake();
     }
 
+    /// The rings are about to go on. If the guest was merely paused, its devices may be at work before the first request
+    /// comes: those that have not been since are in their domains again when this returns.
+    pub fn about_to_go_on(&self) {
+        let _turn = self.turn();
+        self.state().start();
+        self.return_devices(|endpoint| self.vfio.as_ref().is_some_and(|vfio| vfio.is_quiet(endpoint)));
+    }
+
     /// The rings go on where they were stopped.
     pub fn resume(&self) {
         let _turn = self.turn();
         self.state().resume();
-        self.return_devices();
+        self.return_devices(|_| true);
     }
 
     /// Takes the guest's memory, as ranges of GPAs in ascending order. What it leaves out of the aperture is

@@ -10,6 +10,7 @@
 mod device;
 mod facts;
 mod iovas;
+mod lasting;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,6 +29,7 @@ use crate::sync::{Wake, lock};
 use crate::usage_error::UsageError;
 
 use facts::Facts;
+use lasting::LastingMemory;
 
 pub use device::Device;
 
@@ -41,6 +43,7 @@ pub struct Vfio {
     /// The user's own MSI region, or that there is none; otherwise the host's counts.
     msi_region: Option<Option<IovaRange>>,
     released: Arc<Wake>,
+    lasting: LastingMemory,
 }
 
 impl Vfio {
@@ -83,6 +86,7 @@ impl Vfio {
             patience: config.unmap_timeout,
             msi_region,
             released: Arc::new(released),
+            lasting: LastingMemory::default(),
         }))
     }
 
@@ -147,6 +151,11 @@ impl Vfio {
         let facts = facts.get(&endpoint)?;
         let msi = self.msi_region.unwrap_or_else(|| iovas::msi_region(facts));
         Some((iovas::usable(facts), msi))
+    }
+
+    /// Guest memory that the kernel knows by its address.
+    pub fn lasting(&self) -> &LastingMemory {
+        &self.lasting
     }
 
     /// Takes all of the guest's memory as it is now; says what is to be told of a part that cannot be had.

@@ -66,7 +66,8 @@ impl Case {
     }
 }
 
-fn name(iommu: &Iommu, mode: Mode) -> String {
+/// What is said of a guest that uses this IOMMU like this.
+pub fn name(iommu: &Iommu, mode: Mode) -> String {
     match iommu {
         Iommu::Absent => mode.to_string(),
         Iommu::Qemu => format!("{mode}, QEMU"),
@@ -113,10 +114,14 @@ pub fn print_memory(guest_mib: u32, memory: &[Memory]) {
     println!("\nA guest with {guest_mib} MiB and two devices");
     println!("{:32} {:>11} {:>11} {:>11}", "MiB of QEMU (+ the daemon)", "pinned", "locked", "resident");
     for Memory { iommu, mode, of_qemu, of_daemon } in memory {
-        let mib = |which: usize| match of_daemon {
-            None => format!("{}", of_qemu[which] >> 10),
-            Some(daemon) => format!("{} + {}", of_qemu[which] >> 10, daemon[which] >> 10),
+        let shown = |which: usize| match of_daemon {
+            None => mib(of_qemu[which]),
+            Some(daemon) => format!("{} + {}", mib(of_qemu[which]), mib(daemon[which])),
         };
-        println!("{:32} {:>11} {:>11} {:>11}", name(iommu, *mode), mib(0), mib(1), mib(2));
+        println!("{:32} {:>11} {:>11} {:>11}", name(iommu, *mode), shown(0), shown(1), shown(2));
     }
+}
+
+fn mib(kib: u64) -> String {
+    format!("{}.{}", kib >> 10, ((kib & 1023) * 10) >> 10)
 }

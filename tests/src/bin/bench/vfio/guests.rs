@@ -36,7 +36,7 @@ pub fn run(rounds: usize, daemon: &Path) -> Result<()> {
     let (mut reads, mut memory) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
         for stage in &mut stages {
-            eprintln!("guests: round {round} of {rounds}, {} CPUs", stage.cpus);
+            eprintln!("round {round} of {rounds}, CPUs of the host: {}", stage.cpus);
             for iommu in [Iommu::Absent, ours(), Iommu::Qemu] {
                 let with_memory = (round == 1 && stage.cpus == 2).then_some(&mut memory);
                 stage.measure(round, &iommu, &mut reads, with_memory)?;
@@ -92,6 +92,7 @@ impl Stage {
         for mode in modes {
             self.reads_a_second()?;
             let figure = self.reads_a_second()?;
+            eprintln!("{}: {figure} reads a second", figures::name(iommu, *mode));
             reads.push(Figure { round, cpus: self.cpus, iommu: iommu.clone(), mode: *mode, reads: figure });
         }
         if let Some(memory) = memory {
