@@ -87,31 +87,36 @@ impl Plug {
         // Before anything is changed.
         let mut qmp = self.monitor.connect()?;
         let mut daemon = Daemon::connect(control)?;
+        qmp.rehearse(&self.properties).map_err(|error| CtlError::Qemu(error.to_string()))?;
         let answer = daemon.ask(&Request::Add { endpoint: self.endpoint.clone() }, Some(file))?;
         if let Reply::Error(_) = answer.reply {
             return Ok(answer);
         }
         if let Err(error) = qmp.pass(FILE, file) {
-            return Err(self.give_back(&mut daemon, &error));
+            return Err(CtlError::Qemu(format!("{error}; {}", self.give_back(&mut daemon))));
         }
-        match qmp.add_device(self.properties.with([("driver", "vfio-pci"), ("fd", FILE)])) {
-            Ok(()) => Ok(answer),
-            Err(error @ QmpError::Refused { .. }) => {
-                // It is refused where QEMU has tried the file.
+        let Err(error) = qmp.add_device(&self.properties, FILE) else { return Ok(answer) };
+        let outcome = match error {
+            QmpError::Refused { .. } => {
+                // Refused as well, unless the device is refused before QEMU looks for its file.
                 let _ = qmp.close(FILE);
-                Err(self.give_back(&mut daemon, &error))
+                format!(
+                    "{}; next time give it another id, which QEMU has not kept",
+                    self.give_back(&mut daemon)
+                )
             }
             // What QEMU has must not be without the daemon.
-            Err(error) => Err(CtlError::Qemu(format!(
-                "{error}; the daemon keeps the device: if QEMU has not got it, `ctl remove {}`",
-                self.endpoint
-            ))),
-        }
+            _ => {
+                format!("the daemon keeps the device: if QEMU has not got it, `ctl remove {}`", self.endpoint)
+            }
+        };
+        Err(CtlError::Qemu(format!("{error}; {outcome}")))
     }
 
-    fn give_back(&self, daemon: &mut Daemon, error: &QmpError) -> CtlError {
+    /// Says what comes of it.
+    fn give_back(&self, daemon: &mut Daemon) -> String {
         let removed = daemon.ask(&Request::Remove { endpoint: self.endpoint.clone() }, None);
-        let outcome = match removed {
+        match removed {
             Ok(Answer { reply: Reply::Result(_), .. }) => {
                 "the daemon has let go of the device again".to_owned()
             }
@@ -119,8 +124,7 @@ impl Plug {
                 format!("the daemon keeps the device: {}", refusal.message)
             }
             Err(error) => format!("the daemon keeps the device: {error}"),
-        };
-        CtlError::Qemu(format!("{error}; {outcome}"))
+        }
     }
 }
 

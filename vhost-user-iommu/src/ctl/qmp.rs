@@ -11,9 +11,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::lines::Lines;
+use super::properties::Properties;
 use crate::usage_error::UsageError;
 
 /// A connection to the monitor, ready for commands.
@@ -107,12 +108,27 @@ impl Qmp {
         self.execute("closefd", json!({ "fdname": name }), None)
     }
 
-    /// Plugs in a device.
+    /// Plugs in a device of the host, which `properties` name by the file that was handed over as `file`.
     ///
     /// # Errors
     /// Of the command.
-    pub fn add_device(&mut self, properties: Map<String, Value>) -> Result<(), QmpError> {
-        self.execute("device_add", Value::Object(properties), None)
+    pub fn add_device(&mut self, properties: &Properties, file: &str) -> Result<(), QmpError> {
+        self.execute(ADD, Value::Object(properties.with([DRIVER, ("fd", file)])), None)
+    }
+
+    /// Has QEMU find out what it would refuse in `properties`, without a file.
+    ///
+    /// It keeps what it is handed over if it refuses the device after that, under the device's id; a second attempt with
+    /// this id may then end QEMU. Without a file it comes as far as to miss one.
+    ///
+    /// # Errors
+    /// Of the command.
+    pub fn rehearse(&mut self, properties: &Properties) -> Result<(), QmpError> {
+        match self.execute(ADD, Value::Object(properties.with([DRIVER])), None) {
+            Err(QmpError::Refused { reason, .. }) if reason.contains(MISSED) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => Err(odd(ADD, "it takes a device that is none of the host's".to_owned())),
+        }
     }
 
     /// Unplugs the device called `name`, and waits until the guest has let go of it.
@@ -202,4 +218,8 @@ fn odd(command: &'static str, problem: String) -> QmpError {
     QmpError::NoAnswer { command, error: io::Error::new(io::ErrorKind::InvalidData, problem) }
 }
 
+const ADD: &str = "device_add";
 const DELETE: &str = "device_del";
+const DRIVER: (&str, &str) = ("driver", "vfio-pci");
+/// What QEMU says of such a device when there is nothing else to say.
+const MISSED: &str = "No provided host device";

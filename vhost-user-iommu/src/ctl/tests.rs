@@ -32,21 +32,29 @@ struct Scene {
 struct Told(Value, Option<u64>);
 
 impl Scene {
-    /// QEMU says `greeting`, and to a command what `answer` gives, while the daemon is as it is.
-    fn greeted(greeting: &str, answer: impl Fn(&str, &Double) -> String + Send + 'static) -> Scene {
+    /// QEMU says `greeting`, to a device without a file `rehearsed`, and to other commands what `answer` gives, while the
+    /// daemon is as it is.
+    fn of(
+        greeting: &str,
+        rehearsed: &str,
+        answer: impl Fn(&str, &Double) -> String + Send + 'static,
+    ) -> Scene {
         let folder = tempfile::tempdir().expect("a folder");
         let qmp = folder.path().join("qmp.sock");
         let listener = UnixListener::bind(&qmp).expect("a socket");
         let (served, told) = (Served::new(), Arc::new(Mutex::new(Vec::new())));
-        let (double, list, greeting) = (served.double.clone(), told.clone(), greeting.to_owned());
+        let (double, list) = (served.double.clone(), told.clone());
+        let (greeting, rehearsed) = (greeting.to_owned(), rehearsed.to_owned());
         thread::spawn(move || {
             let (mut socket, _) = listener.accept().expect("a client");
             socket.write_all(greeting.as_bytes()).expect("it reads");
             serve(socket, |told| {
                 let command = told.0["execute"].as_str().expect("a command").to_owned();
+                let is_rehearsal = command == "device_add" && told.0["arguments"].get("fd").is_none();
                 lock(&list).push(told);
                 match command.as_str() {
                     "qmp_capabilities" => DONE.to_owned(),
+                    _ if is_rehearsal => rehearsed.clone(),
                     command => answer(command, &double),
                 }
             });
@@ -55,7 +63,7 @@ impl Scene {
     }
 
     fn new(answer: impl Fn(&str, &Double) -> String + Send + 'static) -> Scene {
-        Scene::greeted(GREETING, answer)
+        Scene::of(GREETING, MISSED, answer)
     }
 
     /// One whose daemon has a device, and whose QEMU says this to `device_del`.
@@ -131,8 +139,10 @@ fn a_device_is_the_daemons_and_then_qemus() {
     let (file, _other_end) = watched();
     assert_done(scene.plug(&file));
     let name = "vhost-user-iommu";
+    let rehearsed = json!({ "driver": "vfio-pci", "id": "d", "iommufd": "i", "addr": "0" });
     let device = json!({ "driver": "vfio-pci", "fd": name, "id": "d", "iommufd": "i", "addr": "0" });
     let expected = [
+        Told(json!({ "execute": "device_add", "arguments": rehearsed }), None),
         Told(json!({ "execute": "getfd", "arguments": { "fdname": name } }), Some(inode(&file))),
         Told(json!({ "execute": "device_add", "arguments": device }), None),
     ];
@@ -141,19 +151,34 @@ fn a_device_is_the_daemons_and_then_qemus() {
 }
 
 #[test]
+fn what_qemu_refuses_without_the_file_it_is_not_given() {
+    for (rehearsed, line) in [
+        (REFUSED, "QEMU refuses device_add: no  [31m bus"),
+        (DONE, "there is no answer of QEMU's to device_add: it takes a device that is none of the host's"),
+    ] {
+        let scene = Scene::of(GREETING, rehearsed, |_, _| DONE.to_owned());
+        let error = scene.plug(&watched().0).expect_err(line).to_string();
+        assert_eq!(error, line);
+        assert!(lock(&scene.served.double.asked).is_empty());
+        assert_eq!(scene.told().len(), 1);
+    }
+}
+
+#[test]
 fn what_qemu_refuses_nobody_has() {
-    for (refused, told) in [("getfd", 1), ("device_add", 3)] {
+    let again = "; next time give it another id, which QEMU has not kept";
+    for (refused, told, mend) in [("getfd", 2, ""), ("device_add", 4, again)] {
         let answer =
             move |command: &str, _: &Double| if command == refused { REFUSED } else { DONE }.to_owned();
         let scene = Scene::new(answer);
         let (file, mut other_end) = watched();
         let error = scene.plug(&file).expect_err("refused").to_string();
         let expected =
-            format!("QEMU refuses {refused}: no  [31m bus; the daemon has let go of the device again");
+            format!("QEMU refuses {refused}: no  [31m bus; the daemon has let go of the device again{mend}");
         assert_eq!(error, expected);
         let commands = scene.told();
         assert_eq!(commands.len(), told);
-        assert!(told == 1 || commands[2].0["execute"] == "closefd", "{commands:?}");
+        assert!(refused == "getfd" || commands[3].0["execute"] == "closefd", "{commands:?}");
         drop(file);
         assert_eq!(other_end.read(&mut [0]).expect("nobody holds it"), 0);
     }
@@ -164,7 +189,7 @@ fn what_the_daemon_refuses_qemu_is_not_told() {
     let scene = Scene::with_device(DONE);
     let answer = scene.plug(&watched().0).expect("an answer");
     assert!(matches!(answer.reply, Reply::Error(Refusal { code: Code::HasDevice, .. })), "{answer:?}");
-    assert_eq!(scene.told(), []);
+    assert!(scene.told().iter().all(|told| told.1.is_none()), "no file");
 }
 
 #[test]
@@ -201,7 +226,7 @@ fn what_is_no_monitor_is_asked_for_nothing() {
         ("{\"return\": {}}\n", "it does not begin as QMP does"),
         ("SSH-2.0-OpenSSH\n", "expected value at line 1 column 1"),
     ] {
-        let scene = Scene::greeted(greeting, |_, _| DONE.to_owned());
+        let scene = Scene::of(greeting, MISSED, |_, _| DONE.to_owned());
         let error = scene.plug(&watched().0).expect_err(problem).to_string();
         let begin =
             format!("--qmp {}: there is no answer of QEMU's to a new connection: ", scene.qmp.display());
@@ -270,5 +295,6 @@ fn what_the_daemon_has_not_is_not_unplugged() {
 const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\n";
 const DONE: &str = r#"{"return": {}}"#;
 const REFUSED: &str = r#"{"error": {"class": "GenericError", "desc": "no\n\u001b[31m bus"}}"#;
+const MISSED: &str = r#"{"error": {"class": "GenericError", "desc": "No provided host device"}}"#;
 const DELETED: &str =
     r#"{"event": "DEVICE_DELETED", "data": {"device": "d", "path": "/machine/peripheral/d"}}"#;
