@@ -6,6 +6,7 @@ mod config_space;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -35,7 +36,8 @@ impl fmt::Display for DeviceId {
 /// A device that is bound to a context: one behind a VFIO cdev, or the kernel's mock.
 pub trait Attach: fmt::Debug + Send {
     /// Lets the device, or one of its PASIDs, reach what `table` maps, in place of what it reached before: in one step,
-    /// nothing lies between them.
+    /// nothing lies between them. The table has to be of the context that the device is bound to: only its number is
+    /// handed over.
     ///
     /// # Errors
     /// EINVAL when the device shares a group with one that is attached elsewhere, EADDRINUSE when what it reserves is
@@ -47,6 +49,11 @@ pub trait Attach: fmt::Debug + Send {
     /// # Errors
     /// Of the call; what it reached it reaches still.
     fn detach(&self, pasid: Option<u32>) -> Result<()>;
+
+    /// Whether it is in a context. One that is not reaches nothing, and can be neither attached nor detached.
+    fn is_bound(&self) -> bool {
+        true
+    }
 }
 
 /// A physical device by its file `/dev/vfio/devices/vfioN`, Linux 6.6 and later. It leaves its context when the last
@@ -54,6 +61,8 @@ pub trait Attach: fmt::Debug + Send {
 #[derive(Debug)]
 pub struct Cdev {
     file: OwnedFd,
+    /// For messages.
+    name: String,
     config_region: OnceLock<Region>,
 }
 
@@ -78,12 +87,16 @@ impl Cdev {
     pub fn open(path: &Path) -> Result<Cdev> {
         let opened = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let about = format_args!("{}", path.display());
-        Ok(Cdev::adopt(opened.map_err(|errno| Error::of_call("open", errno, about))?))
+        let file = opened.map_err(|errno| Error::of_call("open", errno, about))?;
+        Ok(Cdev { file, name: path.display().to_string(), config_region: OnceLock::new() })
     }
 
     /// Takes over a descriptor of one that another process opened.
     pub fn adopt(file: OwnedFd) -> Cdev {
-        Cdev { file, config_region: OnceLock::new() }
+        let number = file.as_raw_fd();
+        let path = fs::read_link(format!("/proc/self/fd/{number}"));
+        let name = path.map_or(format!("descriptor {number}"), |path| path.display().to_string());
+        Cdev { file, name, config_region: OnceLock::new() }
     }
 
     /// Brings the device into a context, where it can reach nothing at first.
@@ -106,7 +119,7 @@ impl Cdev {
     /// bound, ENOSPC when there are more than 1024.
     pub fn reset_peers(&self) -> Result<Vec<ResetPeer>> {
         let mut command = HotResetInfo::default();
-        self.call(&mut command, format_args!("of a cdev"))?;
+        self.call(&mut command, format_args!("bus or slot"))?;
         // Else they are groups, of a device that was opened through VFIO's group files.
         let are_numbers = command.flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID != 0;
         // The kernel's VFIO_PCI_DEVID_OWNED and VFIO_PCI_DEVID_NOT_OWNED are 0 and -1.
@@ -122,7 +135,7 @@ impl Cdev {
 
     fn call<C: Command>(&self, command: &mut C, about: fmt::Arguments<'_>) -> Result<()> {
         let done = ioctl::call(self.file.as_fd(), command, Buffer::NONE);
-        done.map_err(|errno| Error::of::<C>(errno, about))
+        done.map_err(|errno| Error::of::<C>(errno, format_args!("{}: {about}", self.name)))
     }
 }
 
@@ -144,6 +157,12 @@ impl Attach for Cdev {
             ..Default::default()
         };
         self.call(&mut command, format_args!("PASID {pasid:?}"))
+    }
+
+    fn is_bound(&self) -> bool {
+        // What makes other calls fail for a moment, a reset for example, says nothing.
+        let told = self.call(&mut vfio_device_info::default(), format_args!("of a cdev"));
+        !told.is_err_and(|error| error.errno() == Errno::INVAL)
     }
 }
 
@@ -186,9 +205,12 @@ impl<D: Attach> Attached<D> {
         Ok(())
     }
 
-    /// Takes note that it is attached to `table`, since another of its group is.
-    pub fn followed(&mut self, table: PageTable) {
-        self.tables.insert(None, table);
+    /// Takes note that it is attached to `table`, or to nothing, since all of its group are.
+    pub fn followed(&mut self, table: Option<PageTable>) {
+        match table {
+            Some(table) => drop(self.tables.insert(None, table)),
+            None => drop(self.tables.remove(&None)),
+        }
     }
 
     /// Lets it reach nothing.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The arm64 host itself: it has what tests of iommufd and VFIO need. None of its tests needs a daemon of ours to work.
+//! The arm64 host itself: it has what tests of iommufd and VFIO need. What programs of ours do there without a guest.
 
 use std::env;
 use std::path::Path;
@@ -61,6 +61,49 @@ fn a_static_program_of_ours_runs_in_the_host() -> Result<()> {
     let daemon = l1::build("vhost-user-iommu", "vhost-user-iommu")?;
     let report = run(Machine::new(&testbed).program("daemon", &daemon).job("daemon --version; uname -m"))?;
     assert_eq!(report.lines, [concat!("vhost-user-iommu ", env!("CARGO_PKG_VERSION")), "aarch64"]);
+    Ok(())
+}
+
+/// A shell script is the VMM.
+#[test]
+fn launch_opens_a_device_that_the_vmm_shares_until_it_is_removed() -> Result<()> {
+    let Some(testbed) = Testbed::find_for_test()? else {
+        return Ok(());
+    };
+    let daemon = l1::build("vhost-user-iommu", "vhost-user-iommu")?;
+    let job = "edu=$(pci_functions 1234:11e8)
+        cat >vmm <<'end'
+        echo $1
+        readlink /proc/$$/fd/$2
+        readlink /proc/$$/fd/$3
+        ctl() { daemon ctl --socket /control.sock \"$@\" 2>&1; }
+        count() { echo $(ls -l /proc/$(pidof daemon)/fd | grep -c vfio/devices) of the daemon; }
+        ctl list; count
+        ctl remove 00:03.0; ctl list; count
+        ctl remove 00:03.0
+end
+        launch() {
+          daemon launch --socket-path /iommu.sock --control /control.sock --endpoint 00:03.0,vfio=$edu -- \
+            /bin/busybox sh vmm {iommufd},{vfio:00:03.0},{iommufd} {iommufd} {vfio:00:03.0} || echo status $?
+        }
+        launch 2>&1
+        give_to_vfio $edu
+        launch
+        while [ -e /iommu.sock ]; do usleep 10000; done
+        echo $(ls -d /control.sock /tmp/* 2>/dev/null) nothing left";
+    let report = run(Machine::new(&testbed).device(EDU).program("daemon", &daemon).job(job))?;
+    let lines = report.lines.join("\n");
+    for part in [
+        "is bound to no driver, but has to be to vfio-pci; as root: modprobe vfio-pci && echo vfio-pci > ",
+        "status 2\nvfio0\n",
+        "\n/dev/iommu\n/dev/vfio/devices/vfio0\n00:03.0: vfio 0000:00:01.0, blocked\n1 of the daemon\n",
+        "\n00:03.0: vfio, its device is removed, blocked\n0 of the daemon\n",
+        "\nvhost-user-iommu: the endpoint's device is removed already\n",
+        "\nstatus 1\n",
+        "\nnothing left",
+    ] {
+        assert!(lines.contains(part), "{part}\nin {lines}");
+    }
     Ok(())
 }
 

@@ -14,10 +14,11 @@ use sd_notify::NotifyState;
 use viommu_core::EndpointId;
 
 use crate::config::{Config, EndpointKind, Listen};
+use crate::control;
 use crate::ending::Ending;
 use crate::fd::{inherited_listener, inherited_pipe};
 use crate::iommu::Iommu;
-use crate::listen::{SocketFile, listen};
+use crate::listen::{SocketFile, listen, listen_privately};
 use crate::orders::{Invalidator, Orders, orders};
 use crate::relay::Relay;
 use crate::session;
@@ -49,6 +50,8 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
         Listen::Fd(number) => inherited_listener(*number)?,
         Listen::Path(path) => keep(listen("socket-path", path)?, &mut files),
     };
+    let control = config.control.as_deref().map(|path| listen_privately("control", path)).transpose()?;
+    let control = control.map(|control| keep(control, &mut files));
     let vfio = Vfio::prepare(config)?;
     let config = &narrowed(config, vfio.as_ref())?;
     let released = vfio.as_ref().map(Vfio::released);
@@ -63,6 +66,10 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
     }
     let tended_iommu = iommu.clone();
     start("devices", move || tended_iommu.tend_devices())?;
+    if let Some(control) = control {
+        let controlled_iommu = iommu.clone();
+        start("control", move || control::serve(&control, &*controlled_iommu))?;
+    }
     let session_iommu = iommu.clone();
     start("session", move || session::serve(listener, &session_iommu, &event_waits))?;
     info!("ready: {} endpoints, aperture {}", config.endpoints.len(), config.aperture);

@@ -7,9 +7,12 @@
 
 mod args;
 mod config;
+pub mod control;
+mod ctl;
 mod daemon;
 mod ending;
 mod fd;
+mod host;
 pub mod iommu;
 mod launch;
 mod listen;
@@ -30,6 +33,7 @@ mod viot;
 use std::io::{self, Write};
 
 pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, VfioDevice, parse};
+pub use ctl::{CtlCommand, CtlError};
 pub use daemon::run;
 pub use launch::{LaunchCommand, LaunchError};
 pub use pci::PciAddress;

@@ -8,6 +8,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
+use rustix::process::umask;
+
 use crate::usage_error::UsageError;
 
 /// The file of a listening socket, removed when this is dropped, unless another has taken its place.
@@ -65,6 +68,18 @@ pub fn listen(option: &'static str, path: &Path) -> Result<(UnixListener, Socket
             Err(refuse(format!("no socket can be made there: {error}"), mend))
         }
     }
+}
+
+/// The same, for nobody but this process's user. Only while there is no other thread, which would make files for nobody
+/// else either.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_privately(option: &'static str, path: &Path) -> Result<(UnixListener, SocketFile), UsageError> {
+    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listening = listen(option, path);
+    umask(before);
+    listening
 }
 
 /// Whether the path is anything but a socket that nobody listens on.

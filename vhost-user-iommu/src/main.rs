@@ -7,12 +7,17 @@
 
 use std::{env, fmt::Display, process::ExitCode};
 
-use vhost_user_iommu::{Command, LaunchError, parse, print_capabilities, run};
+use vhost_user_iommu::{Command, CtlError, LaunchError, parse, print_capabilities, run};
 
 fn main() -> ExitCode {
     match parse(env::args_os()) {
         Ok(Command::PrintCapabilities) => exit(print_capabilities(), FAILURE),
         Ok(Command::Viot(viot)) => exit(viot.run(), USAGE),
+        Ok(Command::Ctl(ctl)) => {
+            let result = ctl.run();
+            let status = if matches!(result, Err(CtlError::Refused(_))) { USAGE } else { FAILURE };
+            exit(result, status)
+        }
         Ok(Command::Launch(launch)) => {
             let result = launch.run();
             let status = result.as_ref().err().map_or(0, LaunchError::exit_status);

@@ -14,6 +14,7 @@ use std::{
 use tempfile::TempDir;
 
 const RELAYED: &str = "1,vhost-user=f,backend=b";
+const PLUGGED: &str = "--device=id=d,iommufd=i";
 
 fn run<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-iommu"));
@@ -139,6 +140,44 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
             &["launch", "--socket-path=x", "--endpoint=1,vfio=ff:1f.7", "--", "vmm", "{iommufd}", "{vfio:1}"],
             "--endpoint 1: this machine has no PCI function 0000:ff:1f.7; lspci -D",
         ),
+        (&["--socket-path=a", "--control=./a"], "--control ./a: this is --socket-path; "),
+        (
+            &["--socket-path=a", "--control=f", "--guest-memory=1G", "--endpoint", RELAYED],
+            "--endpoint 1: the socket f is taken already by control; ",
+        ),
+        (&["ctl"], "nothing says what is to be done; `ctl` takes list, plug, unplug, remove or add"),
+        (&["ctl", "--socket=x"], "nothing says what is to be done; "),
+        (&["ctl", "--socket=x", "add"], "`<SPEC>` is missing; "),
+        (&["ctl", "list"], "`--socket` is missing; "),
+        (&["ctl", "--socket=/nonexistent", "list"], "--socket /nonexistent: no daemon can be asked there: "),
+        (&["ctl", "--socket=x", "remove", "eth0"], "`eth0` is not an endpoint id; "),
+        (&["ctl", "--socket=x", "add", "1"], "1: only physical devices come and go; write ID,vfio=fd:N"),
+        (
+            &["ctl", "--socket=x", "add", "1,vfio=65:00.0"],
+            "1: a VMM has to share the file descriptor of 0000:65:00.0; use `ctl plug`, which opens it for both",
+        ),
+        (&["ctl", "--socket=x", "add", "1,vfio=fd:99"], "vfio=fd:99: no such file descriptor was passed"),
+        (&["ctl", "--socket=x", "plug", "1,vfio=65:00.0", "--qmp=q"], "`--device` is missing; "),
+        (
+            &["ctl", "--socket=x", "plug", "1", "--qmp=q", PLUGGED],
+            "1: only physical devices come and go; write ID,vfio=DEVICE",
+        ),
+        (
+            &["ctl", "--socket=x", "plug", "1,vfio=ff:1f.7", "--qmp=q", PLUGGED],
+            "vfio=0000:ff:1f.7: this machine has no PCI function 0000:ff:1f.7; lspci -D",
+        ),
+        (
+            &["ctl", "--socket=x", "plug", "1,vfio=65:00.0", "--qmp=q", "--device=id=d"],
+            "--device id=d: QEMU has to be told which of its iommufd objects is the daemon's; ",
+        ),
+        (
+            &["ctl", "--socket=/nonexistent", "unplug", "1", "--qmp=q", "--id=d"],
+            "--socket /nonexistent: no daemon can be asked there: ",
+        ),
+        (
+            &["ctl", "--socket=x", "unplug", "1", "--qmp=q", "--id=d", "--timeout=0"],
+            "--timeout 0: `0` is not a whole number from 1 to 4294967295; ",
+        ),
         (&["viot"], "`--iommu` is missing; "),
         (&["viot", "--iommu", "1"], "--iommu 1: `1` is not the address of a PCI function; "),
         (&["viot", "--iommu", "0:1.0"], "no endpoint is named; "),
@@ -205,6 +244,8 @@ fn help_and_version_go_to_standard_output_with_status_0() {
         (&["--help"][..], "--unmap-timeout <MS>"),
         (&["viot", "--help"], "--iommu <[SEGMENT:]BUS:DEV.FN>"),
         (&["launch", "--help"], "-- <VMM>..."),
+        (&["ctl", "--help"], "--socket <PATH>"),
+        (&["ctl", "plug", "--help"], "--device <KEY=VALUE,...>"),
         (&["--version"], concat!("vhost-user-iommu ", env!("CARGO_PKG_VERSION"))),
     ] {
         let output = run(words);

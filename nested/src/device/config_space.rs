@@ -4,8 +4,6 @@
 //!
 //! Reads only; whoever drives the device writes there. To read first: `VFIO_DEVICE_GET_REGION_INFO` in `linux/vfio.h`.
 
-use std::os::fd::{AsFd, BorrowedFd};
-
 use rustix::io::{Errno, pread, retry_on_intr};
 use vfio_bindings::bindings::vfio::*;
 
@@ -15,7 +13,7 @@ use crate::error::{Error, Result};
 /// The configuration space of a device.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigSpace<'a> {
-    file: BorrowedFd<'a>,
+    device: &'a Cdev,
     region: Region,
 }
 
@@ -45,7 +43,7 @@ impl Cdev {
                 *self.config_region.get_or_init(|| found)
             }
         };
-        Ok(ConfigSpace { file: self.file.as_fd(), region })
+        Ok(ConfigSpace { device: self, region })
     }
 
     /// Whether it can do DMA at all, and raise message-signalled interrupts: its driver has allowed it.
@@ -55,23 +53,26 @@ impl Cdev {
     pub fn is_bus_master(&self) -> Result<bool> {
         match self.config_space()?.read_u16(COMMAND)? {
             // What is read where no device is. No device has all of these bits.
-            u16::MAX => {
-                Err(Error::of_call("pread", Errno::NODEV, format_args!("the command register is gone")))
-            }
+            u16::MAX => Err(self.config_error(Errno::NODEV, COMMAND)),
             command => Ok(command & COMMAND_BUS_MASTER != 0),
         }
     }
 
     fn find_config_region(&self) -> Result<Region> {
         let mut device = vfio_device_info::default();
-        self.call(&mut device, format_args!("of a cdev"))?;
+        self.call(&mut device, format_args!("what it is"))?;
         let index = VFIO_PCI_CONFIG_REGION_INDEX;
         if device.flags & VFIO_DEVICE_FLAGS_PCI == 0 || device.num_regions <= index {
-            return Err(Error::of::<vfio_device_info>(Errno::NODEV, format_args!("it is no PCI device")));
+            let about = format_args!("{}: it is no PCI device", self.name);
+            return Err(Error::of::<vfio_device_info>(Errno::NODEV, about));
         }
         let mut region = vfio_region_info { index, ..Default::default() };
         self.call(&mut region, format_args!("the configuration space"))?;
         Ok(Region { offset: region.offset, bytes: region.size })
+    }
+
+    fn config_error(&self, errno: Errno, offset: u16) -> Error {
+        Error::of_call("pread", errno, format_args!("{}: configuration space, byte {offset:#x}", self.name))
     }
 }
 
@@ -81,14 +82,13 @@ impl ConfigSpace<'_> {
     /// # Errors
     /// Of `pread`: EIO when the device cannot be woken; EINVAL when there is no such register.
     pub fn read_u16(&self, offset: u16) -> Result<u16> {
-        let error =
-            |errno| Error::of_call("pread", errno, format_args!("configuration space, byte {offset:#x}"));
+        let error = |errno| self.device.config_error(errno, offset);
         let mut register = [0; 2];
         if u64::from(offset) + register.len() as u64 > self.region.bytes {
             return Err(error(Errno::INVAL));
         }
-        let at = self.region.offset.checked_add(offset.into()).ok_or(error(Errno::OVERFLOW))?;
-        match retry_on_intr(|| pread(self.file, &mut register, at)) {
+        let at = self.region.offset.checked_add(offset.into()).ok_or_else(|| error(Errno::OVERFLOW))?;
+        match retry_on_intr(|| pread(&self.device.file, &mut register, at)) {
             Ok(2) => Ok(u16::from_le_bytes(register)),
             Ok(_) => Err(error(Errno::IO)),
             Err(errno) => Err(error(errno)),

@@ -10,10 +10,11 @@ use viommu_core::IovaRange;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::context::Context;
+use super::invalidate::{Invalidated, invalidate};
 use super::ioas::Ioas;
 use super::queues::FaultQueue;
 use super::viommu::Viommu;
-use super::{Object, too_long};
+use super::{Object, same_context, too_long};
 use crate::device::DeviceId;
 use crate::error::{Error, Result};
 use crate::uapi::ioctl::{Buffer, bitmap_bytes};
@@ -77,16 +78,6 @@ impl PageTable {
     }
 }
 
-/// A batch of invalidations that stopped before its end.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{error}; {done} entries were done before")]
-pub struct Invalidated {
-    /// How many were done; the one after these was refused.
-    pub done: usize,
-    /// Why.
-    pub error: Error,
-}
-
 impl Hwpt {
     /// One that follows the mappings of an address space, for `device` and others behind the same IOMMU.
     ///
@@ -106,7 +97,8 @@ impl Hwpt {
     /// Page requests of devices attached to it go to `faults`. [`HwptFlags::PASID`] is the only flag it can have.
     ///
     /// # Errors
-    /// Of `IOMMU_HWPT_ALLOC`: EOPNOTSUPP for what the IOMMU cannot, EINVAL or EIO for data that it refuses.
+    /// Of `IOMMU_HWPT_ALLOC`: EOPNOTSUPP for what the IOMMU cannot, EINVAL or EIO for data that it refuses; EXDEV when the
+    /// queue is not of the parent's very [`Context`].
     pub fn nested(
         device: DeviceId,
         parent: NestedParent,
@@ -119,6 +111,10 @@ impl Hwpt {
             NestedParent::Hwpt(hwpt) => (hwpt.context().clone(), hwpt.id()),
             NestedParent::Viommu(viommu) => (viommu.context().clone(), viommu.id()),
         };
+        if let Some(faults) = &faults {
+            let about = format_args!("on id {pt_id}, fault queue {}", faults.id());
+            same_context::<iommu_hwpt_alloc>(&context, faults.context(), about)?;
+        }
         let fault_flag = iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID;
         let command = iommu_hwpt_alloc {
             flags: flags.bits() | if faults.is_some() { fault_flag } else { 0 },
@@ -183,7 +179,7 @@ impl Hwpt {
     pub fn dirty_bitmap(&self, range: &IovaRange, page_size: u64, clearing: Clearing) -> Result<Vec<u64>> {
         const CALL: &str = "IOMMU_HWPT_GET_DIRTY_BITMAP";
         let about = format_args!("HWPT {}, IOVA {range}, pages of {page_size:#x} bytes", self.id());
-        let length = range.span().checked_add(1).ok_or_else(|| too_long(CALL))?;
+        let length = range.span().checked_add(1).ok_or_else(|| too_long(CALL, range))?;
         let bytes =
             bitmap_bytes(length, page_size).ok_or_else(|| Error::of_call(CALL, Errno::INVAL, about))?;
         let mut bitmap = zeroed(bytes / 8).ok_or_else(|| Error::of_call(CALL, Errno::NOMEM, about))?;
@@ -251,53 +247,4 @@ fn end_at(bitmap: &mut Vec<u64>, bits: u64) {
     if let (Some(last), beyond @ 1..) = (bitmap.last_mut(), bits % 64) {
         *last &= !(u64::MAX << beyond);
     }
-}
-
-/// Entries of one call: the kernel takes a copy, for which it needs memory in one piece.
-const ENTRIES_MAX: usize = 4096;
-
-/// An invalidation on a nested HWPT or a vIOMMU.
-pub(super) fn invalidate<E: IntoBytes + Immutable>(
-    context: &Context,
-    id: u32,
-    data_type: u32,
-    entries: &[E],
-) -> std::result::Result<(), Invalidated> {
-    const { assert!(size_of::<E>() > 0, "an entry has bytes") };
-    let mut batches = entries.chunks(ENTRIES_MAX);
-    // None at all ask whether the kernel knows their type.
-    let mut batch = batches.next().unwrap_or_default();
-    let mut before = 0;
-    loop {
-        invalidate_batch(context, id, data_type, batch)
-            .map_err(|stopped| Invalidated { done: before + stopped.done, ..stopped })?;
-        before += batch.len();
-        match batches.next() {
-            Some(next) => batch = next,
-            None => return Ok(()),
-        }
-    }
-}
-
-fn invalidate_batch<E: IntoBytes + Immutable>(
-    context: &Context,
-    id: u32,
-    data_type: u32,
-    entries: &[E],
-) -> std::result::Result<(), Invalidated> {
-    let entry_len = size_of::<E>() as u32;
-    let mut command = iommu_hwpt_invalidate { hwpt_id: id, data_type, entry_len, ..Default::default() };
-    let mut bytes = entries.as_bytes().to_vec();
-    let about = format_args!("id {id}, {} entries of type {data_type}", entries.len());
-    let Err(error) = context.call(&mut command, Buffer::of(&mut bytes), about) else {
-        return Ok(());
-    };
-    // All of them were done, it says, when the kernel fails before it comes to the first.
-    let done = entries.get(..command.entry_num as usize).filter(|done| done.len() < entries.len());
-    let done = done.unwrap_or_default();
-    if !done.is_empty() {
-        // SMMUv3's driver counts entries that it has read and not sent to the hardware. To do them twice does no harm.
-        invalidate_batch(context, id, data_type, done)?;
-    }
-    Err(Invalidated { done: done.len(), error })
 }

@@ -12,7 +12,7 @@ use vm_memory::VolatileSlice;
 use zerocopy::IntoBytes;
 
 use super::context::{Context, HugePages};
-use super::{Object, too_long};
+use super::{Object, same_context, too_long};
 use crate::error::Result;
 use crate::uapi::ioctl::Buffer;
 use crate::uapi::types::iommu_ioas_noiommu_get_pa;
@@ -176,8 +176,10 @@ impl Ioas {
     ///
     /// # Errors
     /// Of `IOMMU_IOAS_COPY`: ENOENT when the source has a gap there, EEXIST over another mapping, EINVAL in a reserved
-    /// range or off the alignment.
+    /// range or off the alignment; EXDEV when the source is not of this very [`Context`].
     pub fn copy_from(&self, range: &IovaRange, from: &Ioas, source: Iova, flags: MapFlags) -> Result<()> {
+        let about = format_args!("IOAS {}, IOVA {range}, from IOAS {} at {source}", self.id, from.id);
+        same_context::<iommu_ioas_copy>(&self.context, &from.context, about)?;
         let mut command = iommu_ioas_copy {
             flags: flags.0,
             dst_ioas_id: self.id,
@@ -187,7 +189,6 @@ impl Ioas {
             src_iova: source.0,
             ..Default::default()
         };
-        let about = format_args!("IOAS {}, IOVA {range}, from IOAS {} at {source}", self.id, from.id);
         self.context.call(&mut command, Buffer::NONE, about)
     }
 
@@ -234,7 +235,8 @@ impl Ioas {
     }
 }
 
-/// Bytes of a range.
+/// Bytes of a range. The kernel refuses 2^64 - 1 as well, or takes it for all there is.
 fn length_of(call: &'static str, range: &IovaRange) -> Result<u64> {
-    range.span().checked_add(1).ok_or_else(|| too_long(call))
+    let length = range.span().checked_add(1).filter(|length| *length != u64::MAX);
+    length.ok_or_else(|| too_long(call, range))
 }

@@ -15,20 +15,24 @@
 
 mod context;
 mod hwpt;
+mod invalidate;
 mod ioas;
 mod queues;
 mod viommu;
 
+use std::fmt;
 use std::sync::Arc;
 
 use iommufd_bindings::iommu_destroy;
 use rustix::io::Errno;
+use viommu_core::IovaRange;
 
 use crate::error::{Error, Result};
-use crate::uapi::ioctl::Buffer;
+use crate::uapi::ioctl::{Buffer, Command};
 
 pub use context::{Context, HugePages, NotIommufd, RlimitMode};
-pub use hwpt::{Clearing, DirtyTracking, Hwpt, HwptFlags, HwptKind, Invalidated, NestedParent, PageTable};
+pub use hwpt::{Clearing, DirtyTracking, Hwpt, HwptFlags, HwptKind, NestedParent, PageTable};
+pub use invalidate::Invalidated;
 pub use ioas::{Ioas, IovaRanges, MapFlags};
 pub use queues::{FaultQueue, PageRequest, PageResponse, PageResponseCode, Vevent, Veventq};
 pub use viommu::{HwQueue, Vdevice, Viommu};
@@ -70,7 +74,17 @@ fn destroy(context: &Context, id: u32) -> Result<()> {
     context.call(&mut command, Buffer::NONE, format_args!("id {id}"))
 }
 
-/// The error of a range that iommufd cannot say: it counts bytes, and there are at most 2^64 - 1.
-fn too_long(call: &'static str) -> Error {
-    Error::of_call(call, Errno::OVERFLOW, format_args!("all of 2^64 bytes"))
+/// The error of a range that iommufd cannot say: it counts bytes, and there are fewer than 2^64.
+fn too_long(call: &'static str, range: &IovaRange) -> Error {
+    Error::of_call(call, Errno::OVERFLOW, format_args!("{range} is too long"))
+}
+
+/// Refuses what is made of objects of two contexts: the number of one would be another object's in the other.
+fn same_context<C: Command>(
+    one: &Arc<Context>,
+    other: &Arc<Context>,
+    about: fmt::Arguments<'_>,
+) -> Result<()> {
+    let is_same = Arc::ptr_eq(one, other);
+    is_same.then_some(()).ok_or_else(|| Error::of::<C>(Errno::XDEV, about))
 }

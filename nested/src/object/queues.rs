@@ -85,6 +85,11 @@ impl FaultQueue {
         self.object.id()
     }
 
+    /// The context that it is of.
+    pub fn context(&self) -> &Arc<Context> {
+        self.object.context()
+    }
+
     /// The requests that have arrived; none when there are none.
     ///
     /// # Errors

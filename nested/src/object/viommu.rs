@@ -10,7 +10,8 @@ use viommu_core::IovaRange;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::context::Context;
-use super::hwpt::{self, Hwpt, Invalidated};
+use super::hwpt::Hwpt;
+use super::invalidate::{Invalidated, invalidate};
 use super::{Object, too_long};
 use crate::device::DeviceId;
 use crate::error::Result;
@@ -87,7 +88,7 @@ impl Viommu {
         data_type: u32,
         entries: &[E],
     ) -> std::result::Result<(), Invalidated> {
-        hwpt::invalidate(self.context(), self.id(), data_type, entries)
+        invalidate(self.context(), self.id(), data_type, entries)
     }
 }
 
@@ -118,7 +119,7 @@ impl HwQueue {
     /// # Errors
     /// Of `IOMMU_HW_QUEUE_ALLOC`: EOPNOTSUPP for an IOMMU without such queues.
     pub fn new(viommu: &Arc<Viommu>, queue_type: u32, index: u32, range: &IovaRange) -> Result<HwQueue> {
-        let length = range.span().checked_add(1).ok_or_else(|| too_long("IOMMU_HW_QUEUE_ALLOC"))?;
+        let length = range.span().checked_add(1).ok_or_else(|| too_long("IOMMU_HW_QUEUE_ALLOC", range))?;
         let mut command = iommu_hw_queue_alloc {
             viommu_id: viommu.id(),
             type_: queue_type,

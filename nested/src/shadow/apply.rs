@@ -7,15 +7,17 @@ use viommu_core::{Change, Device, DomainId, EndpointId, Mapping};
 use crate::device::Attach;
 use crate::error::Result;
 
-use super::Shadow;
+use super::{Reach, Shadow};
 
 /// Where the device of an endpoint is to be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
     /// To where it reaches nothing.
     Nothing,
-    /// To guest memory, untranslated.
+    /// To guest memory, untranslated, as unattached endpoints are in bypass mode.
     Memory,
+    /// Into a bypass domain, which is guest memory too.
+    BypassDomain,
     /// Into a domain.
     Domain(DomainId),
 }
@@ -63,7 +65,7 @@ impl<D: Attach> Shadow<D> {
             Change::Map { domain, range, target } => self.map(domain, &range, target),
             Change::Unmap { domain, range } => self.unmap(domain, &range),
             Change::Attach { endpoint, to, bypass, .. } => {
-                self.move_to(endpoint, if bypass { Goal::Memory } else { Goal::Domain(to) }, known)
+                self.move_to(endpoint, if bypass { Goal::BypassDomain } else { Goal::Domain(to) }, known)
             }
             Change::Detach { endpoint, .. } => {
                 self.move_to(endpoint, Goal::of_unattached(known.bypass()), known)
@@ -77,9 +79,13 @@ impl<D: Attach> Shadow<D> {
     /// # Errors
     /// Of the kernel's; it is where it was then.
     pub fn move_to(&mut self, endpoint: EndpointId, goal: Goal, known: &impl Known) -> Result<()> {
+        if self.reach(endpoint).is_none() {
+            return Ok(());
+        }
         match goal {
             Goal::Nothing => self.block(endpoint),
             Goal::Memory => self.bypass(endpoint),
+            Goal::BypassDomain => self.attach_bypass(endpoint),
             Goal::Domain(domain) => {
                 let mappings = if self.has_domain(domain) { Vec::new() } else { known.mappings(domain) };
                 self.attach(endpoint, domain, mappings)
@@ -87,16 +93,29 @@ impl<D: Attach> Shadow<D> {
         }
     }
 
+    /// Moves all of these that are in no domain, be it by their group, and do not linger: that is of an earlier life.
     fn move_all(&mut self, endpoints: &[EndpointId], bypass: bool, known: &impl Known) -> Result<()> {
-        for (at, endpoint) in endpoints.iter().enumerate() {
-            let Err(failure) = self.move_to(*endpoint, Goal::of_unattached(bypass), known) else { continue };
-            for moved in endpoints.iter().take(at) {
-                if let Err(error) = self.move_to(*moved, Goal::of_unattached(!bypass), known) {
-                    log::error!("{moved} cannot be moved back: {error}");
-                }
+        let mut moved = Vec::new();
+        for endpoint in endpoints {
+            let before = match self.reach(*endpoint) {
+                Some(before @ (Reach::Vmm | Reach::Nothing | Reach::Memory)) => before,
+                Some(Reach::Domain(_) | Reach::Lingering) | None => continue,
+            };
+            if let Err(failure) = self.move_to(*endpoint, Goal::of_unattached(bypass), known) {
+                self.move_back(&moved, known);
+                return Err(failure);
             }
-            return Err(failure);
+            moved.push((*endpoint, before));
         }
         Ok(())
+    }
+
+    fn move_back(&mut self, moved: &[(EndpointId, Reach)], known: &impl Known) {
+        for (endpoint, before) in moved {
+            let did_bypass = matches!(before, Reach::Vmm | Reach::Memory);
+            if let Err(error) = self.move_to(*endpoint, Goal::of_unattached(did_bypass), known) {
+                log::error!("{endpoint} cannot be moved back: {error}");
+            }
+        }
     }
 }

@@ -37,6 +37,8 @@ pub struct GuestMemory {
     space: Arc<Ioas>,
     /// What is in it, by the first GPA.
     regions: BTreeMap<u64, Held>,
+    /// What should be.
+    missing: Vec<Held>,
 }
 
 /// A region that is in the address space.
@@ -53,7 +55,7 @@ impl GuestMemory {
     /// # Errors
     /// Of `IOMMU_IOAS_ALLOC`.
     pub fn new(context: &Arc<Context>) -> Result<GuestMemory> {
-        Ok(GuestMemory { space: Ioas::new(context)?, regions: BTreeMap::new() })
+        Ok(GuestMemory { space: Ioas::new(context)?, regions: BTreeMap::new(), missing: Vec::new() })
     }
 
     /// The address space.
@@ -73,6 +75,7 @@ impl GuestMemory {
     ) -> Result<()> {
         let wanted: BTreeMap<u64, Held> =
             regions.iter().map(|region| (region.range.start(), Held::of(region))).collect();
+        self.missing.clear();
         self.drop_all_but(&wanted)?;
         let mut result = Ok(());
         for region in regions {
@@ -81,10 +84,24 @@ impl GuestMemory {
             }
             match self.add(region, lasting, ours) {
                 Ok(()) => drop(self.regions.insert(region.range.start(), Held::of(region))),
-                Err(error) => result = result.and(Err(error)),
+                Err(error) => {
+                    self.missing.push(Held::of(region));
+                    result = result.and(Err(error));
+                }
             }
         }
         result
+    }
+
+    /// Looks once more for what could not be had: the VMM may have bound its first device meanwhile.
+    pub fn complete(&mut self, ours: &BTreeSet<u32>) {
+        for held in std::mem::take(&mut self.missing) {
+            let start = held.range.start();
+            match copy_from_vmm(&self.space, &held.range, Iova(start), Access::all(), ours) {
+                Some(()) => drop(self.regions.insert(start, held)),
+                None => self.missing.push(held),
+            }
+        }
     }
 
     /// Puts a copy of what lies at the target into another address space. What is no memory that we know of may be
@@ -142,7 +159,10 @@ impl GuestMemory {
             // A kernel older than the command, or a file that it does not take.
             _ => match lasting(range) {
                 Some(memory) => self.space.map(range, &memory, Access::all().into()),
-                None => by_file.unwrap_or(Ok(())),
+                None => by_file.unwrap_or_else(|| {
+                    let about = format_args!("guest memory {range}, which has neither a file nor an address");
+                    Err(Error::of_call("IOMMU_IOAS_MAP", Errno::INVAL, about))
+                }),
             },
         }
     }

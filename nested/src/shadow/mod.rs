@@ -92,12 +92,18 @@ impl<D: Attach> Shadow<D> {
         self.endpoints.insert(endpoint, Endpoint { device, group, reach: Reach::Vmm, is_member: false });
     }
 
-    /// Blocks the device of an endpoint and lets go of it. That it cannot be blocked, since the VMM has taken it away
-    /// already, is no error.
+    /// Lets go of the device of an endpoint, which reaches nothing any more once all of its group are gone. That it
+    /// cannot be detached is no error: it may have no context any more.
     pub fn remove(&mut self, endpoint: EndpointId) -> Option<D> {
-        let blocked = self.block(endpoint);
-        blocked.unwrap_or_else(|error| log::debug!("{endpoint}, which goes: {error}"));
-        let removed = self.endpoints.remove(&endpoint)?;
+        let mut others = self.group_of(endpoint);
+        let mut removed = self.endpoints.remove(&endpoint)?;
+        others.retain(|other| *other != endpoint);
+        if let Err(error) = removed.device.detach(None)
+            && removed.device.device().is_bound()
+        {
+            log::error!("{endpoint}: its device is let go of, and may reach what it did: {error}");
+        }
+        others.into_iter().for_each(|other| self.block_follower(other));
         self.forget_unused();
         Some(removed.device.into_device())
     }
@@ -110,9 +116,20 @@ impl<D: Attach> Shadow<D> {
         self.endpoints.iter().filter(|(id, other)| is_in_it(**id, other)).map(|(id, _)| *id).collect()
     }
 
+    /// The context that all of it is in.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
     /// The endpoints that have a device, and what each reaches.
     pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, Reach)> {
         self.endpoints.iter().map(|(id, endpoint)| (*id, endpoint.reach))
+    }
+
+    /// Whether the endpoint is in this domain by itself, and has not merely followed another of its group.
+    pub fn is_in(&self, endpoint: EndpointId, domain: DomainId) -> bool {
+        let found = self.endpoints.get(&endpoint);
+        found.is_some_and(|endpoint| endpoint.is_member && endpoint.reach == Reach::Domain(domain))
     }
 
     /// What an endpoint's device reaches, if it has one.
@@ -140,7 +157,8 @@ impl<D: Attach> Shadow<D> {
     }
 
     /// Attaches an endpoint to a domain in place of what it reaches; `mappings` are those of the domain, for when no
-    /// device has been in it. An endpoint without a device needs nothing.
+    /// device has been in it. An endpoint without a device needs nothing, and one whose device the VMM has yet to bind has
+    /// to be attached again then.
     ///
     /// # Errors
     /// Of `IOMMU_IOAS_ALLOC` and `IOMMU_IOAS_COPY`, and of [`Attach::attach`].
@@ -150,7 +168,7 @@ impl<D: Attach> Shadow<D> {
         to: DomainId,
         mappings: impl IntoIterator<Item = Mapping>,
     ) -> Result<()> {
-        if !self.endpoints.contains_key(&endpoint) {
+        if !self.device(endpoint).is_some_and(Attach::is_bound) {
             return Ok(());
         }
         let new = if self.has_domain(to) { None } else { Some(self.filled(mappings)?) };
@@ -161,32 +179,39 @@ impl<D: Attach> Shadow<D> {
         Ok(())
     }
 
-    /// Lets an endpoint reach all of the guest's memory, untranslated, unless another of its group is in a domain.
+    /// Attaches an endpoint to a bypass domain: it reaches all of the guest's memory, untranslated. One that is not bound
+    /// yet is going to, by the VMM.
+    ///
+    /// # Errors
+    /// Of [`Attach::attach`].
+    pub fn attach_bypass(&mut self, endpoint: EndpointId) -> Result<()> {
+        if self.device(endpoint).is_some_and(Attach::is_bound) {
+            self.move_to_memory(endpoint)?;
+        }
+        self.set_member(endpoint, true);
+        Ok(())
+    }
+
+    /// Lets an endpoint that is in no domain reach all of the guest's memory, untranslated, unless another of its group
+    /// is in a domain. One that is not bound yet is going to, by the VMM.
     ///
     /// # Errors
     /// Of [`Attach::attach`].
     pub fn bypass(&mut self, endpoint: EndpointId) -> Result<()> {
-        if !self.is_kept_by_group(endpoint) {
-            let table = PageTable::Auto(self.memory.space().clone());
-            self.move_group(endpoint, table, Reach::Memory)?;
+        if !self.is_kept_by_group(endpoint) && self.device(endpoint).is_some_and(Attach::is_bound) {
+            self.move_to_memory(endpoint)?;
         }
         self.set_member(endpoint, false);
         Ok(())
     }
 
-    /// Lets an endpoint reach nothing, unless another of its group is in a domain.
+    /// Lets an endpoint reach nothing, unless another of its group is in a domain. One that is not bound yet does not.
     ///
     /// # Errors
     /// Of [`Attach::detach`].
     pub fn block(&mut self, endpoint: EndpointId) -> Result<()> {
         if !self.is_kept_by_group(endpoint) {
-            // The kernel keeps a group attached until the last of it is detached.
-            for id in self.group_of(endpoint) {
-                if let Some(endpoint) = self.endpoints.get_mut(&id) {
-                    endpoint.device.detach(None)?;
-                    endpoint.reach = Reach::Nothing;
-                }
-            }
+            self.block_group(endpoint)?;
         }
         self.set_member(endpoint, false);
         Ok(())
@@ -217,10 +242,29 @@ impl<D: Attach> Shadow<D> {
     pub fn reset(&mut self) {
         self.spaces.clear();
         for endpoint in self.endpoints.values_mut() {
-            endpoint.is_member = false;
-            if let Reach::Domain(_) = endpoint.reach {
+            let was_member = std::mem::take(&mut endpoint.is_member);
+            if was_member || matches!(endpoint.reach, Reach::Domain(_)) {
                 endpoint.reach = Reach::Lingering;
             }
+        }
+    }
+
+    fn move_to_memory(&mut self, endpoint: EndpointId) -> Result<()> {
+        let ours = self.address_spaces();
+        self.memory.complete(&ours);
+        let table = PageTable::Auto(self.memory.space().clone());
+        self.move_group(endpoint, table, Reach::Memory)
+    }
+
+    /// Blocks what has followed another of its group into a domain and is left alone there.
+    fn block_follower(&mut self, endpoint: EndpointId) {
+        let is_in_domain = matches!(self.reach(endpoint), Some(Reach::Domain(_)));
+        let is_member = self.endpoints.get(&endpoint).is_some_and(|endpoint| endpoint.is_member);
+        if is_in_domain
+            && !is_member
+            && let Err(error) = self.block(endpoint)
+        {
+            log::error!("{endpoint}: it cannot be blocked: {error}");
         }
     }
 
@@ -231,8 +275,23 @@ impl<D: Attach> Shadow<D> {
         }
         for id in self.group_of(endpoint) {
             if let Some(endpoint) = self.endpoints.get_mut(&id) {
-                endpoint.device.followed(to.clone());
+                endpoint.device.followed(Some(to.clone()));
                 endpoint.reach = reach;
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel keeps a group attached until the last of it is detached. So the others are still attached if one of them
+    /// cannot be.
+    fn block_group(&mut self, endpoint: EndpointId) -> Result<()> {
+        let mut bound = self.group_of(endpoint);
+        bound.retain(|id| self.device(*id).is_some_and(Attach::is_bound));
+        bound.iter().filter_map(|id| self.device(*id)).try_for_each(|device| device.detach(None))?;
+        for id in bound {
+            if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                endpoint.device.followed(None);
+                endpoint.reach = Reach::Nothing;
             }
         }
         Ok(())

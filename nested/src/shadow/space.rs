@@ -40,7 +40,9 @@ impl Space {
     /// Removes the mappings within `range`, none of which is within it only in part.
     pub(super) fn unmap(&mut self, range: &IovaRange) -> Result<()> {
         let idle: Vec<u64> = self.idle.range(range.start()..=range.last()).copied().collect();
-        match self.ioas.unmap(range) {
+        // The kernel counts bytes and cannot say 2^64. What so long a range leaves out is less than any mapping has.
+        let is_all = range.span() >= u64::MAX - 1;
+        match if is_all { self.ioas.unmap_all() } else { self.ioas.unmap(range).map(drop) } {
             // Nothing is there, as it should be where all mappings are idle. Anywhere else the kernel has not done what
             // it was asked; for one, it says the same when it does not find the address space.
             Err(error) if error.errno() != Errno::NOENT || idle.is_empty() => return Err(error),

@@ -68,7 +68,10 @@ fn before_it_is_bound_a_device_does_nothing() {
     assert_eq!(errno(device.detach(None)), Errno::INVAL);
     assert_eq!(errno(device.reset_peers()), Errno::INVAL);
     assert_eq!(errno(device.config_space().map(drop)), Errno::INVAL);
-    assert_eq!(errno(device.is_bus_master()), Errno::INVAL);
+    let refused = device.is_bus_master().expect_err("it is refused");
+    assert_eq!((refused.call(), refused.errno()), ("VFIO_DEVICE_GET_INFO", Errno::INVAL));
+    let text = refused.to_string();
+    assert!(text.contains(&path("EDU").display().to_string()), "{text}");
 }
 
 #[test]

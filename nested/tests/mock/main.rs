@@ -131,6 +131,27 @@ fn what_an_iommu_cannot_reach_is_known_once_a_device_is_attached() {
 }
 
 #[test]
+fn what_is_of_another_context_is_refused_and_not_taken_for_what_has_its_number_here() {
+    let (here, there) = (context(), context());
+    let domain = Ioas::new(&here).expect("one");
+    let (guest, theirs) = (Ioas::new(&here).expect("another"), Ioas::new(&there).expect("one"));
+    let theirs_too = Ioas::new(&there).expect("another");
+    assert_eq!((domain.id(), guest.id()), (theirs.id(), theirs_too.id()));
+    let (file, _region) = memory(MIB);
+    guest.map_file(&range(0, MIB), file.as_fd(), 0, Access::all().into()).expect("it maps");
+    let copied = domain.copy_from(&range(0, MIB), &theirs_too, Iova(START), Access::all().into());
+    assert_eq!(errno(copied), Errno::XDEV);
+
+    let device = MockDevice::new(&here, &PageTable::Auto(domain.clone())).expect("a device");
+    let parent = NestedParent::Hwpt(nested_parent(&device, &domain));
+    let faults = FaultQueue::new(&there).expect("a queue");
+    let data = description(1);
+    let flags = HwptFlags::empty();
+    let nested = Hwpt::nested(device.device(), parent, flags, mock::HWPT_DATA, &data, Some(faults));
+    assert_eq!(errno(nested), Errno::XDEV);
+}
+
+#[test]
 fn another_users_address_space_is_used_and_not_destroyed() {
     let context = context();
     let theirs = Ioas::new(&context).expect("one");
@@ -143,6 +164,9 @@ fn another_users_address_space_is_used_and_not_destroyed() {
 fn all_of_the_space_is_refused_before_the_kernel_hears_of_it() {
     let ioas = Ioas::new(&context()).expect("an address space");
     assert_eq!(errno(ioas.unmap(&IovaRange::ALL)), Errno::OVERFLOW);
+    // The kernel would take it for all of the space.
+    let all_but_one = IovaRange::new(0, u64::MAX - 1).expect("a range");
+    assert_eq!(errno(ioas.unmap(&all_but_one)), Errno::OVERFLOW);
 }
 
 #[test]

@@ -33,7 +33,8 @@ pub fn run(data: &[u8]) {
     match parse(words) {
         Ok(Command::Serve(config)) => check_config(&config),
         Ok(Command::Viot(viot)) => check_viot(&viot),
-        Ok(Command::Launch(_) | Command::PrintCapabilities) => {}
+        Ok(Command::Launch(launch)) => assert!(launch.script().ends_with('\n')),
+        Ok(Command::Ctl(_) | Command::PrintCapabilities) => {}
         Err(error) => check_error(&error.to_string()),
     }
 }

@@ -7,6 +7,7 @@
 //! `tests/fuzz/corpus`. The daemon's parts run in this process. Nothing here knows of a fuzzer.
 
 mod config;
+mod control;
 mod device;
 mod engine;
 pub mod input;
@@ -33,7 +34,7 @@ const fn target(name: &'static str, border: &'static str, run: fn(&[u8])) -> Tar
 
 /// All targets.
 #[rustfmt::skip]
-pub static TARGETS: [Target; 7] = [
+pub static TARGETS: [Target; 8] = [
     target("requests", "a guest's requests and writes to the configuration space, as bytes",  requests::run),
     target("model",    "the life of a device, beside the naive reference",                    model::run),
     target("engine",   "the mappings of one domain, beside a BTreeMap",                       engine::run),
@@ -41,6 +42,7 @@ pub static TARGETS: [Target; 7] = [
     target("session",  "a VMM's messages to the device, with file descriptors",               session::run),
     target("relay",    "both sides of a relay: a VMM, and a back-end with an IOTLB",          relay::run),
     target("config",   "the command line and the configuration file",                         config::run),
+    target("control",  "a client of the control socket, with file descriptors",               control::run),
 ];
 
 /// The target of this name.

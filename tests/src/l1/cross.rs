@@ -20,6 +20,30 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf> {
     cargo(&["build", "--package", package, "--bin", program], program)
 }
 
+/// Builds an example of this package.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_example(package: &str, example: &str) -> Result<PathBuf> {
+    cargo(&["build", "--package", package, "--example", example], example)
+}
+
+/// Builds this program as users have it, with optimisation.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_release(package: &str, program: &str) -> Result<PathBuf> {
+    cargo(&["build", "--release", "--package", package, "--bin", program], program)
+}
+
+/// Builds the program of a benchmark of this package, with optimisation, which has to have these features.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_bench(package: &str, bench: &str, features: &str) -> Result<PathBuf> {
+    cargo(&["bench", "--no-run", "--package", package, "--bench", bench, "--features", features], bench)
+}
+
 /// Builds the program of an integration test of this package, which has to have these features.
 ///
 /// # Errors

@@ -29,6 +29,7 @@ pub struct Machine {
     job: String,
     programs: Vec<(String, PathBuf)>,
     memory_mib: u32,
+    cpus: u32,
     arguments: Vec<OsString>,
 }
 
@@ -51,6 +52,7 @@ impl Machine {
             job: String::new(),
             programs: Vec::new(),
             memory_mib: 1024,
+            cpus: 2,
             arguments: Vec::new(),
         }
     }
@@ -58,6 +60,12 @@ impl Machine {
     /// The size of its memory in MiB.
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// How many CPUs it has.
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
         self
     }
 
@@ -173,7 +181,7 @@ impl Machine {
             ("-accel", "tcg,thread=multi"),
             ("-cpu", "cortex-a57"),
             ("-m", &format!("{}M", self.memory_mib)),
-            ("-smp", "2"),
+            ("-smp", &self.cpus.to_string()),
         ] {
             arguments.extend([option.into(), value.into()]);
         }

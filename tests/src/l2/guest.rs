@@ -4,7 +4,10 @@
 //!
 //! It starts nothing. To read first: QEMU's `docs/devel/vfio-iommufd.rst`.
 
-use anyhow::Result;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 
 use super::device_tree;
 use super::testbed::Testbed;
@@ -12,6 +15,10 @@ use crate::guest::without_modules;
 
 /// What every guest's kernel is told. On the serial line: the kernel only when it dies.
 const KERNEL_ARGS: &str = "console=ttyAMA0 loglevel=1 panic=-1";
+/// A guest has VFIO too.
+const HOST_JOB_LIBRARY: &str = include_str!("../../l1/job-library.sh");
+/// The bus that the machine begins with.
+const ROOT: &str = "00";
 const MACHINE: &str = "virt,gic-version=3,acpi=off,memory-backend=memory";
 
 /// A guest to be started.
@@ -21,8 +28,10 @@ pub struct Guest {
     boot_from: BootFrom,
     kernel_args: String,
     job: String,
+    programs: Vec<(String, PathBuf)>,
     memory_mib: u32,
     endpoints: Vec<Endpoint>,
+    daemons_opener: Opener,
     arguments: Vec<String>,
 }
 
@@ -53,6 +62,13 @@ struct Endpoint {
     function: String,
 }
 
+/// Who opens the host's devices: `launch` shares them with the daemon, QEMU keeps them to itself.
+#[derive(Clone, Copy, Debug)]
+enum Opener {
+    Launch,
+    Qemu,
+}
+
 /// The files that a guest is made of, beside the kernel and the firmware, and what starts it in the host.
 pub(super) struct Parts {
     pub(super) initrd: Vec<u8>,
@@ -68,8 +84,10 @@ impl Guest {
             boot_from: BootFrom::Kernel,
             kernel_args: KERNEL_ARGS.into(),
             job: String::new(),
+            programs: Vec::new(),
             memory_mib: 256,
             endpoints: Vec::new(),
+            daemons_opener: Opener::Launch,
             arguments: Vec::new(),
         }
     }
@@ -78,6 +96,12 @@ impl Guest {
     /// (`BUS:SLOT.FUNCTION`). If that is not on its root bus, it is behind a root port, where it can be unplugged.
     pub fn pass(mut self, id: &str, function: &str) -> Self {
         self.endpoints.push(Endpoint { id: id.into(), function: function.into() });
+        self
+    }
+
+    /// Keeps the devices from the daemon, which serves their endpoints all the same: nothing translates for them then.
+    pub fn without_devices_for_the_daemon(mut self) -> Self {
+        self.daemons_opener = Opener::Qemu;
         self
     }
 
@@ -94,9 +118,16 @@ impl Guest {
         self
     }
 
-    /// The shell script it runs before it powers off; see `tests/guest-init/job-library.sh`.
+    /// The shell script it runs before it powers off; it can call the functions of `tests/guest-init/job-library.sh`
+    /// and `tests/l1/job-library.sh`.
     pub fn job(mut self, script: &str) -> Self {
         self.job = script.into();
+        self
+    }
+
+    /// A copy of this program, which the job finds by this name.
+    pub fn program(mut self, name: &str, file: &Path) -> Self {
+        self.programs.push((format!("bin/{name}"), file.into()));
         self
     }
 
@@ -120,22 +151,44 @@ impl Guest {
     pub(super) fn parts(&self, testbed: &Testbed, folder: &str) -> Result<Parts> {
         let memory = self.memory_arguments();
         Ok(Parts {
-            initrd: without_modules(&testbed.host.busybox, &self.job)?.finish()?,
+            initrd: self.initrd(testbed)?,
             device_tree: device_tree::with_iommu(&testbed.host.qemu, MACHINE, &memory)?,
             command: [self.launcher(), self.qemu(folder), memory, self.arguments.clone()].concat(),
         })
+    }
+
+    fn initrd(&self, testbed: &Testbed) -> Result<Vec<u8>> {
+        let job = format!("{HOST_JOB_LIBRARY}\n{}", self.job);
+        let mut archive = without_modules(&testbed.host.busybox, &job)?;
+        for (name, file) in &self.programs {
+            let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            archive.entry(name, 0o100_755, &content)?;
+        }
+        archive.finish()
     }
 
     /// What comes before QEMU's own command line.
     fn launcher(&self) -> Vec<String> {
         let Iommu::Daemon(options) = &self.iommu else { return Vec::new() };
         let mut command = words("vhost-user-iommu launch --socket-path /run/iommu.sock");
-        for Endpoint { id, function } in &self.endpoints {
-            command.extend(["--endpoint".into(), format!("{id},vfio={function}")]);
-        }
+        let devices = self.endpoints.iter().map(|Endpoint { id, function }| match self.opened_by() {
+            Opener::Launch => format!("{id},vfio={function}"),
+            Opener::Qemu => id.clone(),
+        });
+        // The host bridge is in the device tree's `iommu-map` too, as are root ports.
+        let bridges =
+            std::iter::once("00:00.0".to_owned()).chain(self.ports().map(|(_, slot)| format!("00:{slot}.0")));
+        command.extend(devices.chain(bridges).flat_map(|endpoint| ["--endpoint".into(), endpoint]));
         command.extend(options.iter().cloned());
         command.push("--".into());
         command
+    }
+
+    fn opened_by(&self) -> Opener {
+        match self.iommu {
+            Iommu::Daemon(_) => self.daemons_opener,
+            Iommu::Absent | Iommu::Qemu => Opener::Qemu,
+        }
     }
 
     fn qemu(&self, folder: &str) -> Vec<String> {
@@ -174,23 +227,34 @@ impl Guest {
         }
     }
 
+    /// The buses that are not the root bus, and the slots of the ports that lead to them.
+    fn ports(&self) -> impl Iterator<Item = (&str, String)> {
+        let buses = self.endpoints.iter().filter_map(|endpoint| endpoint.id.split_once(':'));
+        buses.filter(|(bus, _)| *bus != ROOT).map(|(bus, _)| (bus, format!("1{}", &bus[1..])))
+    }
+
     fn devices(&self) -> Vec<String> {
-        let launched = matches!(self.iommu, Iommu::Daemon(_));
-        let context = if launched { "iommufd,id=iommufd0,fd={iommufd}" } else { "iommufd,id=iommufd0" };
+        let opener = self.opened_by();
+        let context = match opener {
+            Opener::Launch => "iommufd,id=iommufd0,fd={iommufd}",
+            Opener::Qemu => "iommufd,id=iommufd0",
+        };
         let mut arguments = words(&format!("-object {context}"));
+        for (bus, slot) in self.ports() {
+            let port = format!("-device pcie-root-port,id=port{bus},chassis={bus},addr={slot}");
+            arguments.extend(words(&port));
+        }
         for Endpoint { id, function } in &self.endpoints {
-            let device = if launched { format!("fd={{vfio:{id}}}") } else { format!("host={function}") };
-            let (bus, slot) = id.split_once(':').unwrap_or(("00", id));
-            let place = match bus {
-                "00" => format!("addr={slot}"),
-                _ => {
-                    let port = format!("pcie-root-port,id=port{bus},chassis={bus},addr=1{}", &bus[1..]);
-                    arguments.extend(["-device".into(), port]);
-                    format!("bus=port{bus},addr={slot}")
-                }
+            let device = match opener {
+                Opener::Launch => format!("fd={{vfio:{id}}}"),
+                Opener::Qemu => format!("host={function}"),
             };
+            let (bus, slot) = id.split_once(':').unwrap_or((ROOT, id));
+            let bus = if bus == ROOT { "pcie.0".into() } else { format!("port{bus}") };
             let name = Self::device_name(id);
-            arguments.extend(words(&format!("-device vfio-pci,iommufd=iommufd0,{device},id={name},{place}")));
+            arguments.extend(words(&format!(
+                "-device vfio-pci,iommufd=iommufd0,{device},id={name},bus={bus},addr={slot}"
+            )));
         }
         arguments
     }

@@ -23,7 +23,7 @@ const LIBRARY: &str = include_str!("../../l2/host-library.sh");
 /// The folder that the host shares with us, in the host.
 const SHARED: &str = "/work";
 /// Far more than any of it takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An arm64 host; it and its guest are killed when this is dropped.
 #[derive(Debug)]

@@ -249,9 +249,9 @@ fn a_domain_id_outside_the_range_is_out_of_range() {
 #[test]
 fn endpoints_that_the_host_cannot_tell_apart_share_a_domain() {
     let mut bed = Bed::new();
-    bed.device.set_group(EndpointId(EP), 7);
-    bed.device.set_group(EndpointId(EP2), 7);
-    bed.device.set_group(EndpointId(NOBODY), 7);
+    bed.device.set_group(EndpointId(EP), Some(7));
+    bed.device.set_group(EndpointId(EP2), Some(7));
+    bed.device.set_group(EndpointId(NOBODY), Some(7));
     assert_eq!(bed.attach(1, EP), Status::Ok);
     assert_eq!(bed.attach(2, EP2), Status::Unsupp);
     assert_eq!(bed.send(request::attach_bypass(3, EP2)), Status::Unsupp);
@@ -268,8 +268,8 @@ fn endpoints_that_the_host_cannot_tell_apart_share_a_domain() {
 #[test]
 fn bypass_domains_are_one_to_the_host() {
     let mut bed = Bed::new();
-    bed.device.set_group(EndpointId(EP), 7);
-    bed.device.set_group(EndpointId(EP2), 7);
+    bed.device.set_group(EndpointId(EP), Some(7));
+    bed.device.set_group(EndpointId(EP2), Some(7));
     assert_eq!(bed.send(request::attach_bypass(1, EP)), Status::Ok);
     assert_eq!(bed.send(request::attach_bypass(2, EP2)), Status::Ok);
     assert_eq!(bed.attach(3, EP2), Status::Unsupp);

@@ -5,6 +5,7 @@
 //! Endpoints' back-ends are not here. To read: QEMU, `docs/interop/vhost-user.rst`; virtio 1.4, "Split Virtqueues".
 
 mod config;
+mod control;
 mod disk;
 mod events;
 mod fds;

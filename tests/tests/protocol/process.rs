@@ -4,12 +4,12 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use viommu_tests::daemon::Daemon;
 use viommu_tests::driver::Buffer;
 
@@ -19,7 +19,7 @@ use crate::scene::*;
 const QUICK: Duration = Duration::from_secs(2);
 
 /// Runs the program, which has to end by itself.
-fn run(arguments: &[&str]) -> Output {
+pub fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(Daemon::program().expect("built"));
     command.args(arguments).stdin(Stdio::null()).output().expect("the program runs")
 }
@@ -51,6 +51,47 @@ fn a_signal_ends_it_at_once_and_its_socket_with_it() {
             drop(vmm);
         }
     }
+}
+
+#[test]
+fn the_other_end_of_a_pipe_ends_it_like_a_signal() {
+    for is_connected in [false, true] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("iommu.sock");
+        let (read, write) = std::io::pipe().expect("a pipe");
+        let path = socket.to_str().expect("UTF-8");
+        let own = ["--socket-path", path, "--endpoint", "00:02.0", "--exit-with", &inherit(&read)];
+        let served = Served { daemon: Daemon::start(own).expect("it gets ready"), socket, folder };
+        drop(read);
+        let vmm = is_connected.then(|| served.vmm());
+        drop(write);
+        let (status, lines) = served.daemon.wait_for_end().expect("it ends");
+        assert_eq!(status.code(), Some(0), "{lines:?}");
+        let last = lines.last().expect("a log");
+        assert!(last.contains("ends with the VMM; served "), "{last}");
+        assert!(!served.socket.exists());
+        drop(vmm);
+    }
+}
+
+#[test]
+fn whoever_started_it_is_told_when_it_is_ready_and_when_it_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let notices = UnixDatagram::bind(folder.path().join("notify")).expect("a socket");
+    notices.set_read_timeout(Some(PATIENCE)).expect("set");
+    let notice = || {
+        let mut text = [0; 64];
+        let length = notices.recv(&mut text).expect("a notice");
+        String::from_utf8(text[..length].to_vec()).expect("UTF-8")
+    };
+    let mut command = Command::new(Daemon::program().expect("built"));
+    command.args(["--socket-path", "iommu.sock", "--endpoint", "1"]).current_dir(folder.path());
+    let mut process = command.env("NOTIFY_SOCKET", "notify").stderr(Stdio::null()).spawn().expect("it runs");
+    assert_eq!(notice(), "READY=1\n");
+    UnixStream::connect(folder.path().join("iommu.sock")).expect("it listens");
+    kill_process(Pid::from_child(&process), Signal::TERM).expect("it runs");
+    assert_eq!(notice(), "STOPPING=1\n");
+    assert!(process.wait().expect("it ends").success());
 }
 
 #[test]

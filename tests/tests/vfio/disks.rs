@@ -5,12 +5,12 @@
 use anyhow::Result;
 use viommu_tests::l2::Guest;
 
-use super::stage::{DISKS, FIRST, MIB, SECOND, Stage, WITHIN};
+use super::stage::{DISKS, FEW_MIB, FIRST, MIB, SECOND, Stage, WITHIN};
 
-/// Reads the first disk, writes the second.
+/// Writes the first disk, reads the second.
 fn job() -> String {
     format!(
-        "iommu_groups; {DISKS}; checksum /dev/first {MIB}; copy /dev/second {MIB}; echo disks done; sleep 2"
+        "iommu_groups; {DISKS}; copy /dev/first {MIB}; checksum /dev/second {FEW_MIB}; echo disks done; sleep 2"
     )
 }
 
@@ -29,8 +29,8 @@ fn guest_with(
     let second = stage.group_of("00:05.0")?;
     assert_eq!((&*first.1, &*second.1), (group_type, group_type));
     assert_ne!(first.0, second.0);
-    stage.guest_read("/dev/first", 0)?;
-    stage.guest_copied("/dev/second", 1)?;
+    stage.guest_copied("/dev/first", 0)?;
+    stage.guest_read("/dev/second", 1)?;
     meanwhile(&mut stage, &guest)?;
     assert_eq!(stage.host.guest_end(WITHIN)?, 0);
     assert_eq!(stage.refused_dma()?, [""; 0]);

@@ -4,5 +4,7 @@
 
 mod baselines;
 mod disks;
+mod hotplug;
 mod lifecycle;
 mod stage;
+mod stray;

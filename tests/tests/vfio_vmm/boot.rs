@@ -42,6 +42,28 @@ fn without_boot_bypass_a_device_that_is_bound_later_reaches_nothing_either() -> 
 }
 
 #[test]
+fn a_device_that_is_bound_after_the_guest_has_ended_bypass_reaches_nothing() -> Result<()> {
+    let launch = Launch::of(&alone(2)?)?;
+    let socket = launch.socket();
+    let _daemon = launch.daemon(&[])?;
+    let mut vmm = VfioVmm::of(launch)?;
+    vmm.plug(0)?;
+    vmm.connect(&socket)?;
+    vmm.assert_lands(0, LOW, LOW);
+    vmm.guest().front_end.write_config(BYPASS_OFFSET as u32, &[0])?;
+    assert_eq!(vmm.guest().front_end.config()?.bypass, 0);
+    vmm.assert_refused(0, LOW, LOW);
+    vmm.plug(1)?;
+    eventually("the device is blocked", || !vmm.lands(1, LOW, LOW));
+    vmm.assert_refused(1, LOW, LOW);
+    vmm.guest().front_end.write_config(BYPASS_OFFSET as u32, &[1])?;
+    for device in 0..2 {
+        vmm.assert_lands(device, LOW, LOW);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_device_that_is_bound_when_bypass_is_off_reaches_nothing() -> Result<()> {
     let launch = Launch::of(&alone(2)?)?;
     let socket = launch.socket();

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use viommu_core::wire::BYPASS_OFFSET;
+use viommu_core::wire::{ATTACH_F_BYPASS, BYPASS_OFFSET};
 use viommu_tests::daemon::Daemon;
 use viommu_tests::vfio_vmm::{Function, Launch, TestDevice, VfioVmm};
 
-use crate::scene::{BOTH, Dma, IOVA, LOW, OK, PAGE};
+use crate::scene::{BOTH, Dma, IOVA, LOW, OK, PAGE, PATIENCE, eventually};
 
 const UNSUPPORTED: u8 = 2;
 
@@ -101,5 +101,55 @@ fn without_bypass_all_of_a_group_are_blocked_when_none_is_attached() -> Result<(
     assert_eq!(vmm.attach(2, 1, 0)?, OK);
     assert_eq!(vmm.map(2, IOVA, LOW + PAGE, PAGE, BOTH)?, OK);
     vmm.assert_lands(1, IOVA, LOW + PAGE);
+    Ok(())
+}
+
+#[test]
+fn one_in_a_bypass_domain_stays_there_when_unattached_ones_are_blocked() -> Result<()> {
+    let (_daemon, mut vmm) = running(&[])?;
+    assert_eq!(vmm.attach(4, 0, ATTACH_F_BYPASS)?, OK);
+    vmm.guest().front_end.write_config(BYPASS_OFFSET as u32, &[0])?;
+    assert_eq!(vmm.guest().front_end.config()?.bypass, 0);
+    vmm.assert_lands(0, LOW, LOW);
+    assert_eq!(vmm.detach(4, 0)?, OK);
+    for device in 0..2 {
+        vmm.assert_refused(device, LOW, LOW);
+    }
+    Ok(())
+}
+
+#[test]
+fn after_a_pause_each_is_in_the_domain_by_itself() -> Result<()> {
+    let (_daemon, mut vmm) = running(&[])?;
+    for device in 0..2 {
+        assert_eq!(vmm.attach(1, device, 0)?, OK);
+        vmm.registers(device).set_bus_master(false)?;
+    }
+    assert_eq!(vmm.map(1, IOVA, LOW + PAGE, PAGE, BOTH)?, OK);
+    let stopped = vmm.stop_rings()?;
+    eventually("they are in bypass mode", || vmm.lands(0, LOW, LOW));
+    vmm.start_rings(stopped)?;
+    eventually("they are back in their domain", || vmm.lands(0, IOVA, LOW + PAGE));
+    assert_eq!(vmm.detach(1, 0)?, OK);
+    for device in 0..2 {
+        vmm.assert_lands(device, IOVA, LOW + PAGE);
+        vmm.assert_refused(device, LOW, LOW);
+    }
+    Ok(())
+}
+
+#[test]
+fn none_reaches_anything_when_the_daemon_has_let_go_of_them() -> Result<()> {
+    let (daemon, mut vmm) = running(&[])?;
+    for device in 0..2 {
+        assert_eq!(vmm.attach(1, device, 0)?, OK);
+    }
+    assert_eq!(vmm.map(1, IOVA, LOW, PAGE, BOTH)?, OK);
+    vmm.disconnect();
+    daemon.wait_for("VMM disconnected, endpoints are blocked", PATIENCE)?;
+    for device in 0..2 {
+        vmm.assert_refused(device, IOVA, LOW);
+        vmm.assert_refused(device, LOW, LOW);
+    }
     Ok(())
 }

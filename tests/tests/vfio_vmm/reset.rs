@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
+use viommu_core::wire::ATTACH_F_BYPASS;
 use viommu_tests::daemon::Daemon;
 use viommu_tests::vfio_vmm::VfioVmm;
 
@@ -135,5 +136,19 @@ fn after_a_pause_a_device_without_dma_is_back_in_its_domain_before_it_does_any()
     stays_in_its_domain(&vmm);
     assert_eq!(vmm.unmap(1, IOVA, PAGE)?, OK);
     vmm.assert_refused(0, IOVA, TARGET);
+    Ok(())
+}
+
+#[test]
+fn a_bypass_domain_lingers_no_longer_than_another() -> Result<()> {
+    let (_daemon, mut vmm) = running(1, &["--boot-bypass", "off"])?;
+    assert_eq!(vmm.attach(4, 0, ATTACH_F_BYPASS)?, OK);
+    vmm.guest().front_end.reset_device()?;
+    vmm.assert_lands(0, LOW, LOW);
+    sleep(MOMENT);
+    vmm.assert_lands(0, LOW, LOW);
+    vmm.registers(0).set_bus_master(false)?;
+    eventually("the device is blocked", || !vmm.lands(0, LOW, LOW));
+    vmm.assert_refused(0, LOW, LOW);
     Ok(())
 }

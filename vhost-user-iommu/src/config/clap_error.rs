@@ -32,6 +32,8 @@ pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
             UsageError::new("the option does not take this value", format!("give one of {values}"))
                 .about(name, value)
         }
+        // What is no option has no name that the user knows.
+        ErrorKind::ValueValidation if option.starts_with('<') => refusal(error),
         ErrorKind::ValueValidation => refusal(error).about(name, value),
         ErrorKind::ArgumentConflict if option == prior => {
             UsageError::new(format!("`{option}` is given twice"), "give it once")
@@ -43,10 +45,16 @@ pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
         ErrorKind::ArgumentConflict => {
             UsageError::new(format!("`{option}` and `{prior}` exclude each other"), "keep one of the two")
         }
-        ErrorKind::MissingRequiredArgument if option.starts_with('<') => UsageError::new(
+        ErrorKind::MissingRequiredArgument if option.starts_with("<VMM>") => UsageError::new(
             "nothing says which VMM to start",
             "add `--` and the VMM's program with its arguments",
         ),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            UsageError::new(
+                "nothing says what is to be done",
+                "`ctl` takes list, plug, unplug, remove or add; see ctl --help",
+            )
+        }
         ErrorKind::MissingRequiredArgument => UsageError::new(format!("`{option}` is missing"), "add it"),
         _ => UsageError::new(first_line(error), SEE_HELP),
     }

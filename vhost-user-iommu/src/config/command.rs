@@ -12,6 +12,7 @@ use super::{Config, EndpointConfig, clap_error, file::ConfigFile};
 use crate::usage_error::UsageError;
 use crate::{
     args::{Args, LaunchArgs, Tool, ViotArgs},
+    ctl::CtlCommand,
     launch::LaunchCommand,
     viot::ViotCommand,
 };
@@ -25,6 +26,8 @@ pub enum Command {
     Viot(ViotCommand),
     /// Start the daemon, then a VMM.
     Launch(LaunchCommand),
+    /// Ask a running daemon.
+    Ctl(CtlCommand),
     /// Say in JSON what this program can do.
     PrintCapabilities,
 }
@@ -47,6 +50,7 @@ pub fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Com
         (Some(Tool::Launch(launch)), Some((_, given))) => {
             parse_launch(&words, given, &launch).map(Command::Launch)
         }
+        (Some(Tool::Ctl(ctl)), _) => CtlCommand::new(ctl).map(Command::Ctl),
         _ => parse_serve(&words, &matches, args.config.as_deref()).map(Command::Serve),
     }
 }

@@ -43,12 +43,12 @@ impl EndpointConfig {
         Ok(())
     }
 
-    /// Refuses a socket that two of `endpoints` share, or one of them and the device itself at `own`.
-    pub(crate) fn check_sockets(own: Option<&Path>, endpoints: &[EndpointConfig]) -> Result<(), UsageError> {
-        let mut seen = HashMap::new();
-        if let Some(own) = own {
-            seen.insert(absolute(own), "socket-path");
-        }
+    /// Refuses a socket that two of `endpoints` share, or one of them and the device itself, whose are `own`.
+    pub(crate) fn check_sockets(
+        own: &[(&'static str, &Path)],
+        endpoints: &[EndpointConfig],
+    ) -> Result<(), UsageError> {
+        let mut seen: HashMap<_, _> = own.iter().map(|(option, path)| (absolute(path), *option)).collect();
         for EndpointConfig { label, kind, .. } in endpoints {
             let EndpointKind::VhostUser { front, backend } = kind else {
                 continue;
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn a_socket_serves_one_connection() {
         let two = endpoints(&["1,vhost-user=f1,backend=b1", "2,vhost-user=f2,backend=b2", "3"]);
-        assert_eq!(EndpointConfig::check_sockets(Some(Path::new("own")), &two), Ok(()));
+        assert_eq!(EndpointConfig::check_sockets(&[("control", Path::new("own"))], &two), Ok(()));
         for (own, specs, problem) in [
             ("own", ["1,vhost-user=a,backend=./a", "3"], "the socket ./a is taken already by 1"),
             (
@@ -199,7 +199,7 @@ mod tests {
             ),
             ("./a", ["1,vhost-user=a,backend=b", "3"], "the socket a is taken already by socket-path"),
         ] {
-            let error = EndpointConfig::check_sockets(Some(Path::new(own)), &endpoints(&specs))
+            let error = EndpointConfig::check_sockets(&[("socket-path", Path::new(own))], &endpoints(&specs))
                 .expect_err("same socket");
             assert!(error.to_string().contains(problem), "{error}");
         }

@@ -11,7 +11,11 @@ mod endpoint;
 mod file;
 mod kind;
 
-use std::{os::fd::RawFd, path::PathBuf, time::Duration};
+use std::{
+    os::fd::RawFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use log::LevelFilter;
 use viommu_core::{Granule, IovaRange, Limits};
@@ -49,6 +53,8 @@ pub struct Config {
     pub limits: Limits,
     /// The file descriptor of a pipe whose other end, when closed, ends the daemon; not checked yet.
     pub exit_with: Option<RawFd>,
+    /// Where clients of the control socket connect.
+    pub control: Option<PathBuf>,
     /// How long an UNMAP or DETACH waits for a back-end to confirm.
     pub unmap_timeout: Duration,
     /// What is reported on standard error.
@@ -68,7 +74,7 @@ impl Config {
     /// Takes the options together.
     pub(crate) fn from_options(options: Options) -> Result<Config, UsageError> {
         EndpointConfig::check_ids(&options.endpoints)?;
-        EndpointConfig::check_sockets(options.socket_path.as_deref(), &options.endpoints)?;
+        EndpointConfig::check_sockets(&own_sockets(&options)?, &options.endpoints)?;
         EndpointConfig::check_devices(&options.endpoints)?;
         descriptors::check_numbers(&options)?;
         Ok(Config {
@@ -87,6 +93,7 @@ impl Config {
                 faults_max: options.max_faults.get() as usize,
             },
             exit_with: options.exit_with,
+            control: options.control,
             unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),
             log_level: options.log_level.into(),
         })
@@ -107,6 +114,19 @@ impl From<LogLevel> for LevelFilter {
             LogLevel::Debug => LevelFilter::Debug,
             LogLevel::Trace => LevelFilter::Trace,
         }
+    }
+}
+
+/// The sockets that are not an endpoint's, with the options that name them.
+fn own_sockets(options: &Options) -> Result<Vec<(&'static str, &Path)>, UsageError> {
+    let named = [("socket-path", &options.socket_path), ("control", &options.control)];
+    let named: Vec<_> = named.into_iter().filter_map(|(name, path)| Some((name, path.as_deref()?))).collect();
+    match named.as_slice() {
+        [(_, path), (option, other)] if kind::absolute(path) == kind::absolute(other) => {
+            let error = UsageError::new("this is --socket-path", "give every connection a socket of its own");
+            Err(error.about(option, other.display().to_string()))
+        }
+        _ => Ok(named),
     }
 }
 

@@ -40,6 +40,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
                 faults_max: 256
             },
             exit_with: None,
+            control: None,
             unmap_timeout: Duration::from_secs(2),
             log_level: LevelFilter::Info,
         }
@@ -48,7 +49,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
 
 #[test]
 fn every_option_reaches_the_configuration() {
-    let text = "--fd 7 --endpoint 0:2.0,vhost-user=f,backend=b --endpoint 9 --endpoint 0xa,vfio=fd:8 --iommufd 9 --exit-with 10 --granule 2M --aperture 1G-0x7fffffff \
+    let text = "--fd 7 --endpoint 0:2.0,vhost-user=f,backend=b --endpoint 9 --endpoint 0xa,vfio=fd:8 --iommufd 9 --exit-with 10 --control c --granule 2M --aperture 1G-0x7fffffff \
                 --boot-bypass off --msi-region none --unmap-timeout 150 --log-level trace --max-domains 1 \
                 --max-mappings 2 --max-mapping-memory 4k --max-faults 3";
     let words: Vec<_> = text.split_whitespace().collect();
@@ -57,6 +58,7 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(ids, [EndpointId(0x10), EndpointId(9), EndpointId(10)]);
     assert_eq!(config.endpoints[2].kind, EndpointKind::Vfio { device: VfioDevice::Fd(8) });
     assert_eq!((config.iommufd, config.exit_with), (Some(9), Some(10)));
+    assert_eq!(config.control, Some("c".into()));
     assert!(config.msi_region_is_given);
     assert_eq!(config.listen, Listen::Fd(7));
     assert_eq!(config.page_size_mask, 0x4020_0000);

@@ -7,10 +7,10 @@
 use std::os::fd::AsFd;
 
 use log::{error, info};
-use viommu_core::{DomainId, EndpointId, HostError, IovaRange, Mapping};
+use viommu_core::{Domain, DomainId, EndpointId, HostError, IovaRange, Mapping};
 use viommu_nested::Result;
 use viommu_nested::shadow::{Goal, Known, MemoryRegion, Reach, Shadow};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::vfio::{Device, Vfio, host_error};
 
@@ -42,15 +42,16 @@ impl Iommu {
                 Some(MemoryRegion { range, file })
             })
             .collect();
-        vfio.set_memory(&regions, &|range| lasting(memory, range));
+        // A guest can make its VMM change the memory again and again.
+        if let Some(trouble) = vfio.set_memory(&regions, &|range| vfio.lasting().of(memory, range)) {
+            self.host_errors.log(|| trouble);
+        }
     }
 
     /// Says which endpoints the host cannot tell apart.
     pub(super) fn tell_groups(&self) {
         for (endpoint, group) in self.vfio.iter().flat_map(Vfio::groups) {
-            if let Some(group) = group {
-                self.state().device_mut().set_group(endpoint, group);
-            }
+            self.state().device_mut().set_group(endpoint, group);
         }
     }
 
@@ -81,24 +82,20 @@ impl Iommu {
         self.tender.wake();
     }
 
-    /// The rings go on, so the guest was merely paused: devices that were moved for want of activity go back.
-    pub(super) fn return_devices(&self) {
-        let attached: Vec<(EndpointId, Goal)> = {
+    /// Devices that were moved for want of activity go back into the domains that their endpoints are in.
+    pub(super) fn return_devices(&self, is_wanted: impl Fn(EndpointId) -> bool) {
+        let attached: Vec<(EndpointId, DomainId)> = {
             let state = self.state();
             let device = state.device();
-            let goal = |domain| match device.domain(domain).is_some_and(|domain| domain.is_bypass()) {
-                true => Goal::Memory,
-                false => Goal::Domain(domain),
-            };
-            device
-                .endpoints()
-                .filter_map(|endpoint| Some((endpoint, goal(device.domain_of(endpoint)?))))
-                .collect()
+            let is_bypass = |domain| device.domain(domain).is_some_and(Domain::is_bypass);
+            let domains = device.endpoints().filter_map(|id| Some((id, device.domain_of(id)?)));
+            domains.filter(|(_, domain)| !is_bypass(*domain)).collect()
         };
-        for (endpoint, goal) in attached {
-            let reach = self.vfio.as_ref().and_then(|vfio| vfio.shadow().reach(endpoint));
-            if matches!((reach, goal), (Some(Reach::Memory | Reach::Nothing), Goal::Domain(_)))
-                && let Err(error) = self.move_device(endpoint, goal)
+        for (endpoint, domain) in attached {
+            let is_there = self.vfio.as_ref().is_none_or(|vfio| vfio.shadow().is_in(endpoint, domain));
+            if !is_there
+                && is_wanted(endpoint)
+                && let Err(error) = self.move_device(endpoint, Goal::Domain(domain))
             {
                 error!("endpoint {}: it stays out of its domain: {error}", self.label(endpoint));
                 self.on_host(|shadow| shadow.block(endpoint)).unwrap_or_default();
@@ -112,7 +109,6 @@ impl Iommu {
         let Some(vfio) = &self.vfio else { return };
         let mut shadow = vfio.shadow();
         for endpoint in with_reach(&shadow, |_| true) {
-            self.block(&mut shadow, endpoint);
             drop(shadow.remove(endpoint));
             info!("endpoint {}: its device is released", self.label(endpoint));
         }
@@ -123,13 +119,6 @@ impl Iommu {
             error!("endpoint {}: it cannot be blocked: {error}", self.label(endpoint));
         }
     }
-}
-
-/// The region at these GPAs, which stays for ever from now on.
-fn lasting(memory: &GuestMemoryMmap, range: &IovaRange) -> Option<VolatileSlice<'static>> {
-    let memory: &'static GuestMemoryMmap = Box::leak(Box::new(memory.clone()));
-    let region = memory.iter().find(|region| region.start_addr().0 == range.start())?;
-    region.as_volatile_slice().ok()
 }
 
 /// How something on the host ended.

@@ -11,6 +11,7 @@
 
 mod account;
 mod apply;
+mod control;
 mod devices;
 mod reserved;
 mod serving;
@@ -125,9 +126,11 @@ impl Iommu {
 
     /// A driver's write to the configuration space.
     pub fn write_config(&self, offset: usize, data: &[u8]) {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         let change = self.state().device_mut().begin_config_write(offset, data);
         let reply = change.map(|change| self.carry_out(&change));
+        // A device that the VMM attaches only now may have to be taken away from it.
+        self.tender.wake();
         if let Some(reject) = reply.and_then(|reply| reply.rejected) {
             self.refusals.log(|| format!("write to bypass refused: {reject}"));
         }
@@ -141,21 +144,22 @@ impl Iommu {
     /// What a reset of the device by its driver does: endpoints keep their last address space until they are
     /// attached again or restart themselves, see `serving`.
     pub fn reset(&self) {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         let blocked = self.state().reset();
-        self.follow_reset(&blocked);
+        self.forget(&blocked);
+        self.reset_devices();
     }
 
     /// A VMM has connected: this is the power-on of its machine.
     pub fn connected(&self) {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         self.state().connected();
         self.tender.wake();
     }
 
     /// The VMM is gone: no endpoint reaches anything.
     pub fn disconnected(&self) {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         self.state().disconnected();
         for invalidator in self.invalidators.values() {
             invalidator.forget_all();
@@ -172,7 +176,8 @@ impl Iommu {
     pub fn restarted(&self, endpoint: EndpointId) {
         let reset = self.state().restarted(endpoint);
         if let Some(blocked) = reset {
-            self.follow_reset(&blocked);
+            self.forget(&blocked);
+            self.tender.wake();
         }
     }
 
@@ -182,11 +187,19 @@ impl Iommu {
         self.tender.wake();
     }
 
+    /// The rings are about to go on. If the guest was merely paused, its devices may be at work before the first request
+    /// comes: those that have not been since are in their domains again when this returns.
+    pub fn about_to_go_on(&self) {
+        let _turn = self.turn();
+        self.state().start();
+        self.return_devices(|endpoint| self.vfio.as_ref().is_some_and(|vfio| vfio.is_quiet(endpoint)));
+    }
+
     /// The rings go on where they were stopped.
     pub fn resume(&self) {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         self.state().resume();
-        self.return_devices();
+        self.return_devices(|_| true);
     }
 
     /// Takes the guest's memory, as ranges of GPAs in ascending order. What it leaves out of the aperture is
@@ -231,7 +244,7 @@ impl Iommu {
     }
 
     fn answer(&self, readable: &[u8], writable: usize) -> Reply {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         let step = self.state().begin(readable, writable);
         match step {
             Step::Done(reply) => reply,
@@ -270,13 +283,22 @@ impl Iommu {
         }
     }
 
-    /// What is left to do after a reset that has `blocked` these endpoints.
-    fn follow_reset(&self, blocked: &[EndpointId]) {
+    /// Waits until it is this thread's turn.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        let turn = lock(&self.turn);
+        let is_reset = self.state().take_untold_reset();
+        if is_reset {
+            self.reset_devices();
+        }
+        turn
+    }
+
+    /// The device has been reset, which has `blocked` these endpoints.
+    fn forget(&self, blocked: &[EndpointId]) {
         blocked
             .iter()
             .filter_map(|endpoint| self.invalidators.get(endpoint))
             .for_each(Invalidator::forget_all);
-        self.reset_devices();
         self.changes.log(|| format!("device reset; {}", self.account));
     }
 

@@ -46,6 +46,10 @@ pub struct State {
     device: Device,
     is_connected: bool,
     is_stopped: bool,
+    /// The rings are about to go on, anew or where they were.
+    is_starting: bool,
+    /// Physical devices have not followed the last reset yet.
+    has_untold_reset: bool,
     serving: BTreeMap<EndpointId, Serving>,
 }
 
@@ -59,6 +63,8 @@ impl State {
             device: Device::new(config)?,
             is_connected: false,
             is_stopped: false,
+            is_starting: false,
+            has_untold_reset: false,
             serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
         })
     }
@@ -71,9 +77,9 @@ impl State {
         &mut self.device
     }
 
-    /// Whether a VMM has stopped the rings, for whatever reason.
+    /// Whether a VMM has stopped the rings, for whatever reason, and is not about to let them go on.
     pub fn is_stopped(&self) -> bool {
-        self.is_stopped
+        self.is_stopped && !self.is_starting
     }
 
     /// Whether there is a VMM.
@@ -105,6 +111,12 @@ impl State {
     /// The rings have been stopped, for whatever reason.
     pub fn stop(&mut self) {
         self.is_stopped = true;
+        self.is_starting = false;
+    }
+
+    /// The rings are about to go on; whether they do so anew shows in the first request.
+    pub fn start(&mut self) {
+        self.is_starting = true;
     }
 
     /// The rings go on where they were stopped.
@@ -142,8 +154,14 @@ impl State {
     /// The endpoint comes to life. If that tells of a reset of the device, returns what [`reset`](State::reset) does.
     pub fn restarted(&mut self, endpoint: EndpointId) -> Option<Vec<EndpointId>> {
         let tells_reset = self.is_stopped.then(|| self.reset());
+        self.has_untold_reset |= tells_reset.is_some();
         self.move_endpoint(endpoint, |_| Serving::Live);
         tells_reset
+    }
+
+    /// Whether an endpoint has told of a reset, of which physical devices are to be told now.
+    pub fn take_untold_reset(&mut self) -> bool {
+        std::mem::take(&mut self.has_untold_reset)
     }
 
     pub fn lookup(&self, endpoint: EndpointId, iova: Iova, access: Access) -> Result<Extent, Fault> {

@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 use viommu_core::EndpointId;
+use viommu_nested::Attach;
 use viommu_nested::shadow::{Goal, Reach};
 
 use crate::sync::lock;
+use crate::vfio::Device;
 
 use super::Iommu;
 
@@ -34,7 +36,7 @@ const SETTLING: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Tender {
     thread: OnceLock<Thread>,
-    /// Devices that the VMM may not have attached yet, and since when it is known that they are bound.
+    /// Devices that the VMM may not have attached yet, and since when they are where they belong.
     unsettled: Mutex<BTreeMap<EndpointId, Option<Instant>>>,
 }
 
@@ -43,6 +45,12 @@ impl Tender {
     pub fn of(endpoints: impl Iterator<Item = EndpointId>) -> Tender {
         let unsettled = endpoints.map(|endpoint| (endpoint, None)).collect();
         Tender { thread: OnceLock::new(), unsettled: Mutex::new(unsettled) }
+    }
+
+    /// The VMM is going to bind and attach a device for this endpoint.
+    pub fn expect(&self, endpoint: EndpointId) {
+        lock(&self.unsettled).insert(endpoint, None);
+        self.wake();
     }
 
     /// There may be something to do.
@@ -67,7 +75,7 @@ impl Iommu {
 
     /// Does what is to be done now; whether there is more to come.
     fn tend(&self) -> bool {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn();
         if !self.state().is_connected() {
             return false;
         }
@@ -102,30 +110,35 @@ impl Iommu {
     }
 
     /// Has a device that is new to the VMM where it belongs, again and again until the VMM is done with it. Whether it
-    /// has to be looked at again, though nothing changes here.
+    /// may not be done yet.
     fn settle(&self, endpoint: EndpointId, reach: Reach) -> bool {
         let mut unsettled = lock(&self.tender.unsettled);
         let Some(since) = unsettled.get_mut(&endpoint) else { return false };
-        let Some(vfio) = &self.vfio else { return false };
-        let is_bound = vfio.is_bound(endpoint);
-        if is_bound && since.get_or_insert_with(Instant::now).elapsed() > SETTLING {
+        // A guest moves devices that it has seen, which the VMM is done with by then.
+        let is_moved = match reach {
+            Reach::Vmm => false,
+            Reach::Nothing | Reach::Domain(_) => since.is_none(),
+            Reach::Memory | Reach::Lingering => true,
+        };
+        if is_moved || since.is_some_and(|since| since.elapsed() > SETTLING) {
             unsettled.remove(&endpoint);
             return false;
         }
-        let Some(goal) = self.goal_of_new(endpoint, reach) else { return false };
-        if is_bound && let Err(error) = vfio.shadow().move_to(endpoint, goal, self) {
-            debug!("endpoint {}, which is new: {error}", self.label(endpoint));
+        // It may be where the VMM has it, until `bypass` changes.
+        let (Some(goal), Some(vfio)) = (self.goal_of_new(endpoint), &self.vfio) else { return false };
+        let mut shadow = vfio.shadow();
+        let is_bound = shadow.device(endpoint).is_some_and(Device::is_bound);
+        if is_bound && shadow.move_to(endpoint, goal, self).is_ok() {
+            since.get_or_insert_with(Instant::now);
         }
         true
     }
 
     /// Where a new device belongs, if not where the VMM puts it.
-    fn goal_of_new(&self, endpoint: EndpointId, reach: Reach) -> Option<Goal> {
+    fn goal_of_new(&self, endpoint: EndpointId) -> Option<Goal> {
         let state = self.state();
         let device = state.device();
         match device.domain_of(endpoint) {
-            // It is not new to a guest that stops or resets the device, and is moved for that.
-            _ if state.is_stopped() || reach == Reach::Lingering => None,
             None => (!device.bypass()).then_some(Goal::Nothing),
             Some(id) => {
                 device.domain(id).is_some_and(|domain| !domain.is_bypass()).then_some(Goal::Domain(id))

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::host::{Host, is_same_device};
 use super::template::{File, files_to_share};
 use crate::config::{Config, EndpointKind, Listen, VfioDevice};
 use crate::fd::{inherited, inherited_listener};
+use crate::host::{Host, is_same_device};
 use crate::usage_error::UsageError;
 
 /// Open files, closed in whatever this process executes.

@@ -7,7 +7,7 @@
 
 mod daemon;
 mod files;
-mod host;
+
 mod options;
 mod print;
 mod template;
@@ -23,12 +23,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::config::Config;
 use crate::fd::withhold_inherited;
+use crate::host::Host;
 use crate::signals::EndSignals;
 use crate::usage_error::UsageError;
 
 use daemon::{Daemon, NotReady, Notices};
 use files::{Files, Passed};
-use host::Host;
+
 use template::{File, Word, files_to_share, placeholder};
 
 /// Start the daemon, then this VMM.
@@ -83,7 +84,7 @@ impl LaunchCommand {
     /// There is no VMM; no daemon is left then either.
     pub fn run(&self) -> Result<(), LaunchError> {
         if self.print {
-            print!("{}", print::script(self));
+            print!("{}", self.script());
             return Ok(());
         }
         if let Some(note) = print::note(self) {
@@ -105,6 +106,11 @@ impl LaunchCommand {
         // If it does not end now, it does when the pipe is closed.
         let _ = daemon.end();
         Err(error)
+    }
+
+    /// How a shell does the same.
+    pub fn script(&self) -> String {
+        print::script(self)
     }
 
     fn start_daemon(&self, files: &Files, pipe: OwnedFd, notices: &Notices) -> io::Result<Daemon> {

@@ -3,6 +3,7 @@
 //! What `launch` tells people: how the same is done by a shell, and what a VMM lacks.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::LaunchCommand;
@@ -60,7 +61,7 @@ fn command(words: &[&Word], config: &Config) -> String {
     let mut command = String::new();
     for (at, word) in words.iter().enumerate() {
         let text: String = word.pieces().iter().map(|piece| shown(piece, config)).collect();
-        let is_option = text.starts_with('-');
+        let is_option = word.fill(|_| String::new()).as_bytes().starts_with(b"-");
         command.push_str(match at {
             0 => "",
             _ if is_option => " \\\n    ",
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn the_script_opens_the_files_once_and_names_them_in_both_commands() {
         let launch = launch_of(
-            "--socket-path a.sock --endpoint 00:03.0,vfio=65:00.0 --endpoint 1,vfio=/dev/vfio/devices/vfio1",
+            "--socket-path a;sock --endpoint 00:03.0,vfio=65:00.0 --endpoint 1,vfio=/dev/vfio/devices/vfio1",
             &[
                 "qemu",
                 "-object",
@@ -153,7 +154,7 @@ mod tests {
             r#"exec {vfio_00_03_0}<>"/dev/vfio/devices/$(ls /sys/bus/pci/devices/0000:65:00.0/vfio-dev)""#,
             "exec {vfio_1}<>/dev/vfio/devices/vfio1",
             r"vhost-user-iommu \",
-            r"    --socket-path=a.sock \",
+            r"    '--socket-path=a;sock' \",
             r#"    --endpoint=00:03.0,vfio=fd:"$vfio_00_03_0" \"#,
             r#"    --endpoint=1,vfio=fd:"$vfio_1" \"#,
             r#"    --iommufd="$iommufd" &"#,

@@ -83,6 +83,11 @@ impl Backend {
     }
 
     fn serve_requests(&self, ring: &Ring) {
+        // A VMM lets its guest go on as soon as the rings do, which is before anything is in them.
+        ring.when_enabled(|| {
+            let iommu = Arc::downgrade(&self.iommu);
+            Box::new(move || iommu.upgrade().iter().for_each(|iommu| iommu.about_to_go_on()))
+        });
         let mut position = lock(&self.position);
         if self.was_stopped.swap(false, Ordering::Relaxed) {
             // A driver that resets the device starts the ring anew; a guest that was merely paused goes on.

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{DescriptorChain, Error, QueueOwnedT, QueueT};
@@ -22,6 +22,9 @@ use super::ring_memory::{Memory, RingMemory};
 
 type Inner = VringRwLock<Memory>;
 
+/// What is to be done when a ring is enabled.
+pub type WhenEnabled = Box<dyn Fn() + Send + Sync>;
+
 /// One virtqueue.
 #[derive(Clone)]
 pub struct Ring {
@@ -29,6 +32,8 @@ pub struct Ring {
     memory: RingMemory,
     /// From the first kick on, until the ring is stopped.
     kick: Arc<Mutex<Option<Kick>>>,
+    /// Called when the front-end enables the ring, before the front-end goes on.
+    when_enabled: Arc<OnceLock<WhenEnabled>>,
 }
 
 /// Where a ring lies and how far it has come.
@@ -42,6 +47,12 @@ pub struct Position {
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 
 impl Ring {
+    /// Has what `make` makes called whenever the front-end enables the ring from now on, before the front-end goes on. Only
+    /// the first call counts.
+    pub fn when_enabled(&self, make: impl FnOnce() -> WhenEnabled) {
+        self.when_enabled.get_or_init(make);
+    }
+
     /// Whether the front-end has started and enabled the ring.
     pub fn is_running(&self) -> bool {
         let state = self.get_ref();
@@ -134,7 +145,8 @@ impl<'a> VringStateMutGuard<'a, Memory> for Ring {
 impl VringT<Memory> for Ring {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
         let memory = RingMemory::new(mem);
-        Ok(Ring { inner: Inner::new(memory.used(), max_queue_size)?, memory, kick: Arc::default() })
+        let inner = Inner::new(memory.used(), max_queue_size)?;
+        Ok(Ring { inner, memory, kick: Arc::default(), when_enabled: Arc::default() })
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
@@ -167,6 +179,9 @@ impl VringT<Memory> for Ring {
     }
 
     fn set_enabled(&self, enabled: bool) {
+        if let Some(act) = self.when_enabled.get().filter(|_| enabled) {
+            act();
+        }
         self.inner.set_enabled(enabled);
     }
 

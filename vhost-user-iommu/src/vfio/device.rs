@@ -26,15 +26,10 @@ impl Device {
         Device { cdev, patience }
     }
 
-    /// Whether the VMM has bound the device. Until then it does no DMA and cannot be moved.
-    pub fn is_bound(&self) -> bool {
-        !self.cdev.config_space().is_err_and(|error| error.errno() == Errno::INVAL)
-    }
-
-    /// Whether the device does no DMA, whatever it is attached to: its bus mastering is off. One that cannot be asked
-    /// may do some.
+    /// Whether the device does no DMA, whatever it is attached to: its bus mastering is off, or nobody has it. One that
+    /// cannot be asked may do some.
     pub fn is_quiet(&self) -> bool {
-        self.cdev.is_bus_master().is_ok_and(|is_master| !is_master)
+        !self.is_bound() || self.cdev.is_bus_master().is_ok_and(|is_master| !is_master)
     }
 
     /// The kernel refuses an attachment while the device is being reset, which ends by itself.
@@ -49,20 +44,17 @@ impl Device {
     }
 }
 
-/// Nothing is done before the device is bound: whoever looks after devices moves it then.
 impl Attach for Device {
     fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
-        if !self.is_bound() {
-            return Ok(());
-        }
         self.when_not_busy(|| self.cdev.attach(table, pasid))
     }
 
     fn detach(&self, pasid: Option<u32>) -> Result<()> {
-        if !self.is_bound() {
-            return Ok(());
-        }
         self.when_not_busy(|| self.cdev.detach(pasid))
+    }
+
+    fn is_bound(&self) -> bool {
+        self.cdev.is_bound()
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::{fmt, fs, io};
 
 use log::{debug, warn};
 use rustix::fs::{Mode, OFlags, fstat, major, minor, open};
@@ -46,6 +46,12 @@ impl Facts {
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let group = fs::read_link(folder.join("iommu_group")).ok();
         let group = group.and_then(|link| link.file_name()?.to_str()?.parse().ok());
+        if group.is_none() || is_of_no_iommu(&folder) {
+            return Err(UsageError::new(
+                format!("the device {name} is behind no IOMMU: it would reach all of the host's memory"),
+                "turn the host's IOMMU on (intel_iommu=on, for example), and VFIO's mode without one off",
+            ));
+        }
         let reserved = fs::read_to_string(folder.join("iommu_group/reserved_regions")).unwrap_or_default();
         let reserved = reserved.lines().filter_map(region).collect();
         let translated = match try_out(cdev, iommufd) {
@@ -55,6 +61,15 @@ impl Facts {
         let facts = Facts { name, group, reserved, translated };
         debug!("{facts:x?}");
         Ok(facts)
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.group {
+            Some(group) => write!(f, "{}, group {group} of the host", self.name),
+            None => write!(f, "{}, no group of the host", self.name),
+        }
     }
 }
 
@@ -70,6 +85,11 @@ fn folder_of(cdev: BorrowedFd<'_>) -> io::Result<PathBuf> {
     fs::canonicalize(class.join("device"))
 }
 
+/// Whether VFIO itself has made the device's group, for want of an IOMMU.
+fn is_of_no_iommu(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("iommu_group/name")).is_ok_and(|name| name.trim() == "vfio-noiommu")
+}
+
 /// A line of `reserved_regions`: the first and the last IOVA, and the kind. What is relaxable is in use by firmware
 /// alone.
 fn region(line: &str) -> Option<ReservedRegion> {
@@ -82,6 +102,10 @@ fn region(line: &str) -> Option<ReservedRegion> {
         _ => Some(ReservedRegion { range, kind: ReservedKind::Reserved }),
     }
 }
+
+/// What becomes of a device that could not be tried out.
+const UNTRIED: &str = "what its IOMMU reserves is taken from sysfs alone, and no more than 39 bits of IOVA are offered \
+    (see --aperture)";
 
 /// Why a device could not be tried out.
 #[derive(Debug)]
@@ -100,18 +124,20 @@ impl Untried {
         let group = group.map_or_else(String::new, |group| format!(" {group}"));
         let (problem, mend) = match self {
             Untried::Opening(errno) => {
-                warn!("{name}: not tried out ({errno}): what its IOMMU translates is taken from sysfs alone");
+                warn!("{name}: not tried out ({errno}): {UNTRIED}");
                 return Ok(None);
             }
             Untried::Binding(error) if error.errno() == Errno::INVAL => {
-                warn!(
-                    "{name}: not tried out, since it is in use: what its IOMMU translates is taken from sysfs alone"
-                );
+                warn!("{name}: not tried out, since it is in use: {UNTRIED}");
                 return Ok(None);
             }
             Untried::Binding(error) if error.errno() == Errno::PERM => (
-                format!("the host's IOMMU does not keep the interrupts of devices apart: {error}"),
-                "if you trust the guest, load iommufd with allow_unsafe_interrupts=1".to_owned(),
+                format!(
+                    "a program has a device of its IOMMU group{group}, or the host's IOMMU does not keep the interrupts \
+                     of devices apart, as the host's kernel log says: {error}"
+                ),
+                "end the other program; or, if you trust the guest, load iommufd with allow_unsafe_interrupts=1"
+                    .to_owned(),
             ),
             Untried::Binding(error) if error.errno() == Errno::BUSY => (
                 format!("the host uses a device of its IOMMU group{group}: {error}"),
@@ -168,6 +194,15 @@ mod tests {
         ] {
             assert_eq!(region(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn a_group_that_vfio_made_itself_is_behind_no_iommu() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(!is_of_no_iommu(folder.path()), "groups of IOMMUs have no names");
+        fs::create_dir(folder.path().join("iommu_group")).expect("a folder");
+        fs::write(folder.path().join("iommu_group/name"), "vfio-noiommu\n").expect("written");
+        assert!(is_of_no_iommu(folder.path()));
     }
 
     #[test]

@@ -18,7 +18,11 @@ pub fn narrowed<'a>(
 ) -> Result<IovaRange, UsageError> {
     let (mut start, mut last) = (aperture.start(), aperture.last());
     for facts in devices {
-        let Some(translated) = &facts.translated else { continue };
+        let Some(translated) = &facts.translated else {
+            // Unless the user knows better.
+            last = if aperture == IovaRange::ALL { last.min(UNTRIED_LAST) } else { last };
+            continue;
+        };
         if translated.alignment > granule.bytes() {
             let problem =
                 format!("the IOMMU of {} maps no less than {:#x} bytes", facts.name, translated.alignment);
@@ -39,6 +43,10 @@ pub fn narrowed<'a>(
         .about("aperture", aperture.to_string())
     })
 }
+
+/// The last IOVA that every IOMMU can translate that a guest's devices are put behind: VT-d with tables of three levels
+/// has the least.
+const UNTRIED_LAST: u64 = (1 << 39) - 1;
 
 /// The granules that lie in `start..=last` with all of their bytes.
 fn whole_granules(start: u64, last: u64, granule: Granule) -> Option<IovaRange> {
@@ -104,7 +112,9 @@ mod tests {
         let low = device(&[(0x1800, 0x7fff_f7ff)], 2048);
         assert_eq!(narrow(&[device(SMMU, 4096), low]), Ok(range(0x2000, 0x7fff_efff)));
         let untried = Facts { translated: None, ..device(&[], 4096) };
-        assert_eq!(narrow(&[untried]), Ok(IovaRange::ALL));
+        assert_eq!(narrow(std::slice::from_ref(&untried)), Ok(range(0, 0x7f_ffff_ffff)));
+        let wanted = range(0, 0xffff_ffff_ffff);
+        assert_eq!(narrowed(wanted, granule, [untried].iter()), Ok(wanted), "the user knows better");
         let nothing = narrow(&[device(&[], 4096)]).expect_err("nothing is left").to_string();
         assert!(nothing.starts_with("--aperture 0x0-0xffffffffffffffff: the IOMMUs of"), "{nothing}");
         let coarse = narrow(&[device(SMMU, 0x1_0000)]).expect_err("the host has large pages").to_string();

@@ -10,23 +10,26 @@
 mod device;
 mod facts;
 mod iovas;
+mod lasting;
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use log::{info, warn};
+use log::info;
 use viommu_core::{EndpointId, Granule, HostError, IovaRange};
 use viommu_nested::object::Context;
 use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
 use viommu_nested::{Cdev, Error};
 
-use crate::config::{Config, EndpointConfig, EndpointKind, VfioDevice};
+use crate::config::{Config, EndpointKind, VfioDevice};
 use crate::fd::inherited;
 use crate::sync::{Wake, lock};
 use crate::usage_error::UsageError;
 
 use facts::Facts;
+use lasting::LastingMemory;
 
 pub use device::Device;
 
@@ -34,10 +37,13 @@ pub use device::Device;
 #[derive(Debug)]
 pub struct Vfio {
     shadow: Mutex<Shadow<Device>>,
-    facts: BTreeMap<EndpointId, Facts>,
+    /// Of the devices that endpoints have, or had last. Locked for moments; nothing else is taken meanwhile.
+    facts: Mutex<BTreeMap<EndpointId, Facts>>,
+    patience: Duration,
     /// The user's own MSI region, or that there is none; otherwise the host's counts.
     msi_region: Option<Option<IovaRange>>,
     released: Arc<Wake>,
+    lasting: LastingMemory,
 }
 
 impl Vfio {
@@ -55,9 +61,12 @@ impl Vfio {
         let (mut devices, mut facts) = (Vec::new(), BTreeMap::new());
         for endpoint in &config.endpoints {
             let EndpointKind::Vfio { device: VfioDevice::Fd(number) } = endpoint.kind else { continue };
-            let (device, of_device) = adopt(number, endpoint, &context, config)?;
-            devices.push((endpoint.id, device));
-            facts.insert(endpoint.id, of_device);
+            let about = |error: UsageError| error.about("endpoint", &endpoint.label);
+            let cdev = inherited(number).map_err(about)?;
+            let found = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
+            info!("endpoint {}: {found}", endpoint.label);
+            facts.insert(endpoint.id, found);
+            devices.push((endpoint.id, Device::new(Cdev::adopt(cdev), config.unmap_timeout)));
         }
         let msi_region = config.msi_region_is_given.then_some(config.msi_region);
         let doorbell = msi_region.unwrap_or_else(|| facts.values().find_map(iovas::msi_region));
@@ -71,7 +80,33 @@ impl Vfio {
                 "raise its limits (ulimit)",
             )
         })?;
-        Ok(Some(Vfio { shadow: Mutex::new(shadow), facts, msi_region, released: Arc::new(released) }))
+        Ok(Some(Vfio {
+            shadow: Mutex::new(shadow),
+            facts: Mutex::new(facts),
+            patience: config.unmap_timeout,
+            msi_region,
+            released: Arc::new(released),
+            lasting: LastingMemory::default(),
+        }))
+    }
+
+    /// Takes another device file for an endpoint, of which the VMM has a duplicate, and returns its IOMMU group.
+    ///
+    /// # Errors
+    /// It is no such file, or the host lets it use other IOVAs than the guest was told.
+    pub fn add(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<Option<u32>, UsageError> {
+        let context = self.shadow().context().clone();
+        let found = Facts::of(cdev.as_fd(), context.as_fd())?;
+        let told =
+            lock(&self.facts).get(&endpoint).map(|told| (iovas::usable(told), iovas::msi_region(told)));
+        if told != Some((iovas::usable(&found), iovas::msi_region(&found))) {
+            let problem = format!("the device {} can use other addresses than the one before it", found.name);
+            return Err(UsageError::new(problem, "plug in one that is behind the same IOMMU"));
+        }
+        let group = found.group;
+        self.shadow().add(endpoint, Device::new(Cdev::adopt(cdev), self.patience), group);
+        lock(&self.facts).insert(endpoint, found);
+        Ok(group)
     }
 
     /// What becomes readable when the devices have been let go of: the descriptors serve one VMM.
@@ -86,7 +121,7 @@ impl Vfio {
     pub fn narrow(&self, aperture: IovaRange, page_size_mask: u64) -> Result<IovaRange, UsageError> {
         let granule = Granule::of_mask(page_size_mask);
         let narrowed = granule
-            .map_or(Ok(aperture), |granule| iovas::narrowed(aperture, granule, self.facts.values()))?;
+            .map_or(Ok(aperture), |granule| iovas::narrowed(aperture, granule, lock(&self.facts).values()))?;
         if narrowed != aperture && aperture != IovaRange::ALL {
             info!("aperture {narrowed} instead of {aperture}: the devices' IOMMUs translate no more");
         }
@@ -94,31 +129,42 @@ impl Vfio {
     }
 
     /// The endpoints that have a device of the host, and the IOMMU groups of those.
-    pub fn groups(&self) -> impl Iterator<Item = (EndpointId, Option<u32>)> {
-        self.facts.iter().map(|(endpoint, facts)| (*endpoint, facts.group))
+    pub fn groups(&self) -> Vec<(EndpointId, Option<u32>)> {
+        lock(&self.facts).iter().map(|(endpoint, facts)| (*endpoint, facts.group)).collect()
+    }
+
+    /// Whether an endpoint is one of physical devices, though its own may be gone.
+    pub fn has(&self, endpoint: EndpointId) -> bool {
+        lock(&self.facts).contains_key(&endpoint)
+    }
+
+    /// The name of the device that an endpoint has now.
+    pub fn name_of(&self, endpoint: EndpointId) -> Option<String> {
+        self.shadow().device(endpoint)?;
+        lock(&self.facts).get(&endpoint).map(|facts| facts.name.clone())
     }
 
     /// The IOVAs that an endpoint's device can use, in order, and where it writes interrupts. `None` for an endpoint of
     /// another kind.
     pub fn iovas(&self, endpoint: EndpointId) -> Option<(Vec<IovaRange>, Option<IovaRange>)> {
-        let facts = self.facts.get(&endpoint)?;
+        let facts = lock(&self.facts);
+        let facts = facts.get(&endpoint)?;
         let msi = self.msi_region.unwrap_or_else(|| iovas::msi_region(facts));
         Some((iovas::usable(facts), msi))
     }
 
-    /// Takes all of the guest's memory as it is now.
-    pub fn set_memory(&self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) {
-        if let Err(error) = self.shadow().set_memory(regions, lasting) {
-            warn!(
-                "a part of the guest's memory is out of reach of its devices: {error}; if it is memory that this process \
-                 may not lock, raise its limit (ulimit -l)"
-            );
-        }
+    /// Guest memory that the kernel knows by its address.
+    pub fn lasting(&self) -> &LastingMemory {
+        &self.lasting
     }
 
-    /// Whether the VMM has bound the device of an endpoint.
-    pub fn is_bound(&self, endpoint: EndpointId) -> bool {
-        self.shadow().device(endpoint).is_some_and(Device::is_bound)
+    /// Takes all of the guest's memory as it is now; says what is to be told of a part that cannot be had.
+    pub fn set_memory(&self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) -> Option<String> {
+        let error = self.shadow().set_memory(regions, lasting).err()?;
+        Some(format!(
+            "a part of the guest's memory is out of reach of its devices: {error}; if it is memory that this process may \
+             not lock, raise its limit (ulimit -l)"
+        ))
     }
 
     /// Whether the device of an endpoint does no DMA, and neither do those that move with it.
@@ -139,20 +185,6 @@ impl Vfio {
 /// What the device makes of the host's error.
 pub fn host_error(error: &Error) -> HostError {
     HostError { operation: error.call(), errno: error.errno().raw_os_error() }
-}
-
-fn adopt(
-    number: i32,
-    endpoint: &EndpointConfig,
-    context: &Arc<Context>,
-    config: &Config,
-) -> Result<(Device, Facts), UsageError> {
-    let about = |error: UsageError| error.about("endpoint", &endpoint.label);
-    let cdev = inherited(number).map_err(about)?;
-    let facts = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
-    let group = facts.group.map_or_else(|| "no group".to_owned(), |group| format!("group {group}"));
-    info!("endpoint {}: {}, {group} of the host", endpoint.label, facts.name);
-    Ok((Device::new(Cdev::adopt(cdev), config.unmap_timeout), facts))
 }
 
 /// Commands that an older kernel lacks are not all needed.

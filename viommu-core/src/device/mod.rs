@@ -157,10 +157,11 @@ impl Device {
     }
 
     /// Says which endpoints the outside cannot tell apart: those of one `group` can only be in one domain at a time, or in
-    /// bypass domains. Endpoints are of no group until this says so; an unknown endpoint is ignored.
-    pub fn set_group(&mut self, endpoint: EndpointId, group: u32) {
+    /// bypass domains. Endpoints are of no group until this says so; an unknown endpoint is ignored, and who is attached
+    /// stays so.
+    pub fn set_group(&mut self, endpoint: EndpointId, group: Option<u32>) {
         if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
-            endpoint.group = Some(group);
+            endpoint.group = group;
         }
     }
 

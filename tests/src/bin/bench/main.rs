@@ -5,11 +5,13 @@
 mod engine;
 mod iops;
 mod spread;
+mod vfio;
 
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 const USAGE: &str = "Usage: scripts/bench iops [ROUNDS [MODE...]]
+       scripts/bench vfio [ROUNDS]
        scripts/bench engine [quick | MAPPINGS [ROUNDS]]";
 
 fn main() -> ExitCode {
@@ -20,6 +22,8 @@ fn main() -> ExitCode {
         ["iops", rounds, ref modes @ ..] if rounds.parse::<NonZeroUsize>().is_ok() => {
             iops::run(rounds.parse().unwrap_or(1), modes)
         }
+        ["vfio"] => vfio::run(3),
+        ["vfio", rounds] if rounds.parse::<NonZeroUsize>().is_ok() => vfio::run(rounds.parse().unwrap_or(1)),
         ["engine", ref size @ ..] => match engine::Size::of(size) {
             Some(size) => engine::run(size),
             None => return usage(),

@@ -2,21 +2,25 @@
 
 //! The command line as clap sees it: names, values, defaults and help.
 //!
-//! Makes no sense of the options together: that is [`Config`](crate::Config)'s matter.
+//! Makes no sense of the options together: that is [`Config`](crate::Config)'s matter. What the program does besides
+//! serving is in [`tools`].
 
-use std::{ffi::OsString, num::NonZeroU32, path::PathBuf};
+mod tools;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use std::{num::NonZeroU32, path::PathBuf};
+
+use clap::{Parser, ValueEnum};
 use viommu_core::mapping::Mappings;
 use viommu_core::{Granule, IovaRange};
 
 use crate::{
     config::EndpointConfig,
     machine_layout::GuestMemoryLayout,
-    pci::PciAddress,
     size::{format_size, parse_range, parse_size},
     usage_error::UsageError,
 };
+
+pub(crate) use tools::{CtlAction, CtlArgs, LaunchArgs, MonitorArgs, Tool, ViotArgs};
 
 /// A virtual IOMMU outside the VMM: serves virtio-iommu (device id 23) over vhost-user
 #[derive(Debug, Parser)]
@@ -45,64 +49,6 @@ pub struct Args {
     /// Print what this program can do as JSON, and exit; all other arguments are ignored
     #[arg(long)]
     pub(crate) print_capabilities: bool,
-}
-
-/// What the program does besides serving.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Tool {
-    /// Write the ACPI table that tells a guest which PCI functions are behind the IOMMU
-    ///
-    /// The table is VIOT, for example for `qemu-system-x86_64 -acpitable file=viot.dat`. The ids in it
-    /// are those the daemon uses for the same endpoints.
-    #[command(verbatim_doc_comment)]
-    Viot(ViotArgs),
-
-    /// Start the daemon, then a VMM that has the same physical devices open
-    ///
-    /// Opens /dev/iommu and the device of each endpoint that is given with vfio=DEVICE, starts the
-    /// daemon, waits until that is ready, and becomes the VMM. In the VMM's arguments {iommufd} and
-    /// {vfio:ID} are replaced by the numbers of the open files. The daemon ends when the VMM has.
-    #[command(verbatim_doc_comment, after_help = LAUNCH_EXAMPLE)]
-    Launch(LaunchArgs),
-}
-
-/// The options of `launch`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct LaunchArgs {
-    #[command(flatten)]
-    pub(crate) options: Options,
-
-    /// Read options of the daemon from FILE as well, as the daemon does
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-
-    /// Start nothing: print how the same is done in bash
-    #[arg(long)]
-    pub(crate) print: bool,
-
-    /// The VMM's program and arguments, after `--`
-    #[arg(last = true, required = true, value_name = "VMM")]
-    pub(crate) vmm: Vec<OsString>,
-}
-
-/// The options of `viot`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ViotArgs {
-    /// Where the guest finds the IOMMU itself
-    #[arg(long, value_name = "[SEGMENT:]BUS:DEV.FN")]
-    pub(crate) iommu: PciAddress,
-
-    /// A PCI function behind the IOMMU; properties after a comma are ignored (repeatable)
-    #[arg(long = "endpoint", value_name = "ID")]
-    pub(crate) endpoints: Vec<EndpointConfig>,
-
-    /// The daemon's configuration file: its endpoints are added
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-
-    /// Where to write the table [default: standard output, unless it is a terminal]
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) output: Option<PathBuf>,
 }
 
 /// The options of the daemon, each of which can also stand in the configuration file.
@@ -168,6 +114,10 @@ pub(crate) struct Options {
     /// Whoever holds that end decides how long this process lives: `launch` gives it to the VMM.
     #[arg(long, value_name = "N", help_heading = BEHAVIOUR, value_parser = parse_fd, verbatim_doc_comment)]
     pub(crate) exit_with: Option<i32>,
+
+    /// Listen for `vhost-user-iommu ctl` on the Unix socket PATH, which is for this user alone
+    #[arg(long, value_name = "PATH", help_heading = BEHAVIOUR)]
+    pub(crate) control: Option<PathBuf>,
 
     /// How long an UNMAP or DETACH waits for a back-end to confirm, in milliseconds
     #[arg(long, value_name = "MS", help_heading = BEHAVIOUR, default_value = "2000", value_parser = parse_positive)]
@@ -286,14 +236,3 @@ Example: a disk that another vhost-user back-end serves at blk.sock, behind the 
       -device vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=c0,addr=8 \\
       -chardev socket,id=c1,path=blk-front.sock \\
       -device vhost-user-blk-pci,chardev=c1,iommu_platform=on,disable-legacy=on,addr=9";
-
-const LAUNCH_EXAMPLE: &str = "\
-Example: the NVMe disk 0000:65:00.0 behind the IOMMU
-  vhost-user-iommu viot --iommu 00:08.0 --endpoint 00:09.0 --output viot.dat
-  vhost-user-iommu launch --socket-path iommu.sock --endpoint 00:09.0,vfio=0000:65:00.0 -- \\
-      qemu-system-x86_64 -M q35,memory-backend=m -m 512 -acpitable file=viot.dat ... \\
-      -object memory-backend-memfd,id=m,size=512M,share=on \\
-      -chardev socket,id=c0,path=iommu.sock \\
-      -device vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=c0,addr=8 \\
-      -object iommufd,id=iommufd0,fd={iommufd} \\
-      -device vfio-pci,iommufd=iommufd0,fd={vfio:00:09.0},addr=9";

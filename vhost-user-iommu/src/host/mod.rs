@@ -76,7 +76,7 @@ impl Host {
     }
 
     /// Refuses what is not the VFIO device file of some device.
-    fn check_device(&self, fd: impl AsFd) -> Result<(), UsageError> {
+    pub fn check_device(&self, fd: impl AsFd) -> Result<(), UsageError> {
         match self.name_of(fd) {
             Name::Of(name) if name.starts_with("vfio/devices/") => Ok(()),
             Name::Unknown => Ok(()),

@@ -3,6 +3,9 @@
 //! A device, the address spaces of its domains, and two mock devices that use them: what the kernel has is what the
 //! device says, whatever fails. `scripts/test l1` runs this in a kernel that has the mock driver.
 
+mod group;
+mod groups;
+
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -15,11 +18,12 @@ use viommu_core::{
     Access, Change, Device, DeviceConfig, DomainId, EndpointId, Features, HostError, Iova, IovaRange, Limits,
     Reply, Step,
 };
-use viommu_nested::mock::{self, MockDevice};
+use viommu_nested::mock;
 use viommu_nested::object::*;
 use viommu_nested::shadow::{Goal, MemoryRegion, Reach, Shadow};
-use viommu_nested::{Attach, Result};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+
+use group::{Group, Member};
 
 const PAGE: u64 = 4096;
 /// Pages of the guest's memory, and of what is looked at of each address space.
@@ -29,27 +33,10 @@ const START: u64 = 16 << 20;
 const ENDPOINTS: [EndpointId; 2] = [EndpointId(8), EndpointId(9)];
 const OK: u8 = 0;
 
-/// A mock device, with nothing to attach it to for when it is to reach nothing: it cannot be detached.
-#[derive(Debug)]
-struct Blockable {
-    mock: MockDevice,
-    nothing: PageTable,
-}
-
-impl Attach for Blockable {
-    fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
-        self.mock.attach(table, pasid)
-    }
-
-    fn detach(&self, pasid: Option<u32>) -> Result<()> {
-        self.mock.attach(&self.nothing, pasid)
-    }
-}
-
 /// All of it.
 struct Bed {
     device: Device,
-    shadow: Shadow<Blockable>,
+    shadow: Shadow<Member>,
     memory: MmapRegion,
     file: OwnedFd,
     /// The VMM's own address space.
@@ -64,8 +51,19 @@ enum Source {
     Address,
 }
 
+/// Which devices the host can tell apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Isolation {
+    Each,
+    None,
+}
+
 impl Bed {
     fn new(source: Source) -> Bed {
+        Bed::with(source, Isolation::Each)
+    }
+
+    fn with(source: Source, isolation: Isolation) -> Bed {
         let context = Context::open(Path::new("/dev/iommu")).expect("a kernel with iommufd");
         let file = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
         ftruncate(&file, PAGES * PAGE).expect("its size");
@@ -76,12 +74,23 @@ impl Bed {
             vmm.map_file(&all(), file.as_fd(), 0, Access::all().into()).expect("it maps");
         }
         let mut shadow = Shadow::new(&context, None).expect("a shadow");
-        for endpoint in ENDPOINTS {
-            let nothing = PageTable::Auto(Ioas::new(&context).expect("an address space"));
-            let mock = MockDevice::new(&context, &PageTable::Auto(vmm.clone())).expect("a device");
-            shadow.add(endpoint, Blockable { mock, nothing }, None);
+        let mut device = Device::new(config()).expect("a device");
+        match isolation {
+            Isolation::Each => {
+                for endpoint in ENDPOINTS {
+                    let [member] = Group::of_mocks(&context, &vmm);
+                    shadow.add(endpoint, member, None);
+                }
+            }
+            Isolation::None => {
+                let members: [Member; 2] = Group::of_mocks(&context, &vmm);
+                for (endpoint, member) in ENDPOINTS.into_iter().zip(members) {
+                    shadow.add(endpoint, member, Some(7));
+                    device.set_group(endpoint, Some(7));
+                }
+            }
         }
-        let mut bed = Bed { device: Device::new(config()).expect("a device"), shadow, memory, file, vmm };
+        let mut bed = Bed { device, shadow, memory, file, vmm };
         bed.device.negotiate(Features::OFFERED.bits());
         bed.set_memory(source);
         if source != Source::VmmsAddressSpace {
@@ -126,17 +135,23 @@ impl Bed {
 
     /// What the kernel lets each device reach is what the device of the guest says.
     fn check(&self, what: &str) {
-        for endpoint in ENDPOINTS {
-            let hwpt = self.shadow.device(endpoint).expect("its device").mock.hwpt();
-            for page in 0..PAGES {
-                let iova = START + page * PAGE;
-                let expected = self.device.lookup(endpoint, Iova(iova), Access::empty());
-                let expected = expected.ok().map(|extent| extent.gpa.0 + (iova - extent.range.start()));
-                let found =
-                    (0..PAGES).map(|page| START + page * PAGE).find(|gpa| self.leads(hwpt, iova, *gpa));
-                assert_eq!(found, expected, "{endpoint} at {iova:#x} after {what}");
-            }
+        ENDPOINTS.into_iter().for_each(|endpoint| self.check_endpoint(endpoint, what));
+    }
+
+    fn check_endpoint(&self, endpoint: EndpointId, what: &str) {
+        let hwpt = self.hwpt(endpoint);
+        for page in 0..PAGES {
+            let iova = START + page * PAGE;
+            let expected = self.device.lookup(endpoint, Iova(iova), Access::empty());
+            let expected = expected.ok().map(|extent| extent.gpa.0 + (iova - extent.range.start()));
+            let found = (0..PAGES).map(|page| START + page * PAGE).find(|gpa| self.leads(hwpt, iova, *gpa));
+            assert_eq!(found, expected, "{endpoint} at {iova:#x} after {what}");
         }
+    }
+
+    /// Its page table.
+    fn hwpt(&self, endpoint: EndpointId) -> u32 {
+        self.shadow.device(endpoint).expect("its device").hwpt()
     }
 
     fn leads(&self, hwpt: u32, iova: u64, gpa: u64) -> bool {
@@ -281,6 +296,74 @@ fn a_mapping_that_allows_nothing_is_kept_from_the_kernel() {
 }
 
 #[test]
+fn memory_that_the_vmm_has_only_later_is_reached_in_bypass_mode() {
+    let mut bed = Bed::new(Source::VmmsAddressSpace);
+    let shadow = &mut bed.shadow;
+    shadow.set_memory(&[], &|_| None).expect("none");
+    bed.vmm.unmap_all().expect("it goes");
+    shadow.set_memory(&[MemoryRegion { range: all(), file: None }], &|_| None).expect_err("nobody has it");
+    bed.vmm.map_file(&all(), bed.file.as_fd(), 0, Access::all().into()).expect("it maps");
+    for (domain, endpoint) in [(1, ENDPOINTS[0]), (2, ENDPOINTS[1])] {
+        assert_eq!(bed.request(&attach(domain, endpoint, ATTACH_F_BYPASS)), OK);
+    }
+    // That of the VMM may go now.
+    bed.vmm.unmap_all().expect("it goes");
+    bed.check("memory has come");
+    bed.shadow.set_memory(&[], &|_| None).expect("none");
+    assert!(!bed.leads(bed.hwpt(ENDPOINTS[0]), START, START));
+}
+
+#[test]
+fn all_of_the_space_is_unmapped_by_one_request() {
+    let mut bed = Bed::new(Source::VmmsAddressSpace);
+    assert_eq!(bed.request(&attach(1, ENDPOINTS[0], 0)), OK);
+    for (start, last) in
+        [([0; 2], [u32::MAX; 2]), ([1, 0], [u32::MAX; 2]), ([0; 2], [u32::MAX - 1, u32::MAX])]
+    {
+        assert_eq!(bed.request(&map(1, 0, 1, 2, 3)), OK);
+        assert_eq!(bed.request(&map(1, 4, 2, 0, 0)), OK);
+        assert_eq!(bed.request(&words(&[&[4, 1][..], &start, &last, &[0]].concat())), OK);
+        bed.check("nothing is left");
+    }
+}
+
+#[test]
+fn what_lingers_is_not_moved_when_unattached_endpoints_are() {
+    let mut bed = Bed::new(Source::VmmsAddressSpace);
+    assert_eq!(bed.request(&attach(1, ENDPOINTS[0], 0)), OK);
+    assert_eq!(bed.request(&attach(4, ENDPOINTS[1], ATTACH_F_BYPASS)), OK);
+    let before = ENDPOINTS.map(|endpoint| bed.hwpt(endpoint));
+    bed.device.reset();
+    bed.shadow.reset();
+    assert!(bed.set_bypass(false) && bed.set_bypass(true));
+    assert_eq!(ENDPOINTS.map(|endpoint| bed.shadow.reach(endpoint)), [Some(Reach::Lingering); 2]);
+    assert_eq!(ENDPOINTS.map(|endpoint| bed.hwpt(endpoint)), before);
+}
+
+#[test]
+fn a_device_that_the_vmm_has_not_bound_keeps_no_other_from_being_blocked() {
+    let mut bed = Bed::new(Source::VmmsAddressSpace);
+    bed.shadow.device(ENDPOINTS[0]).expect("its device").set_bound(false);
+    assert!(bed.set_bypass(false));
+    assert_eq!(bed.shadow.reach(ENDPOINTS[0]), Some(Reach::Vmm), "it may be bound later");
+    assert_eq!(bed.shadow.reach(ENDPOINTS[1]), Some(Reach::Nothing));
+    assert!(bed.set_bypass(true));
+    assert_eq!(bed.shadow.reach(ENDPOINTS[1]), Some(Reach::Memory));
+    assert_ne!(bed.request(&attach(1, ENDPOINTS[0], 0)), OK);
+}
+
+#[test]
+fn a_change_of_bypass_that_fails_leaves_each_where_it_was() {
+    let mut bed = Bed::new(Source::VmmsAddressSpace);
+    bed.shadow.move_to(ENDPOINTS[0], Goal::Nothing, &bed.device).expect("it is blocked");
+    let last = bed.shadow.device(ENDPOINTS[1]).expect("its device");
+    last.set_stuck(true);
+    assert!(!bed.set_bypass(false));
+    assert_eq!(bed.shadow.reach(ENDPOINTS[0]), Some(Reach::Nothing));
+    assert_eq!(bed.shadow.reach(ENDPOINTS[1]), Some(Reach::Vmm));
+}
+
+#[test]
 fn what_lingers_stays_until_it_is_moved_and_a_domain_of_the_same_number_is_another() {
     let mut bed = Bed::new(Source::VmmsAddressSpace);
     assert_eq!(bed.request(&attach(1, ENDPOINTS[0], 0)), OK);
@@ -288,7 +371,7 @@ fn what_lingers_stays_until_it_is_moved_and_a_domain_of_the_same_number_is_anoth
     bed.device.reset();
     bed.shadow.reset();
     assert_eq!(bed.shadow.reach(ENDPOINTS[0]), Some(Reach::Lingering));
-    let hwpt = bed.shadow.device(ENDPOINTS[0]).expect("its device").mock.hwpt();
+    let hwpt = bed.hwpt(ENDPOINTS[0]);
     assert!(bed.leads(hwpt, START + 3 * PAGE, START + 5 * PAGE));
     assert!(!bed.leads(hwpt, START, START));
     assert_eq!(bed.request(&attach(1, ENDPOINTS[1], 0)), OK);
@@ -309,7 +392,7 @@ fn memory_outlives_the_vmms_address_space_and_goes_when_it_is_taken_away() {
     bed.set_memory(Source::File);
     bed.check("the same memory again");
     bed.shadow.set_memory(&[], &|_| None).expect("none");
-    let hwpt = bed.shadow.device(ENDPOINTS[1]).expect("its device").mock.hwpt();
+    let hwpt = bed.hwpt(ENDPOINTS[1]);
     assert!(!bed.leads(hwpt, START, START), "bypass reaches no memory that is gone");
     assert_eq!(bed.request(&unmap(1, 0, PAGES)), OK);
     assert_eq!(bed.request(&map(1, 0, 1, 0, 3)), 3);

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The control socket: for those who run the machine, not for its guest.
+//!
+//! One thread serves all clients, none of which can keep it from another. What is done is the device's own matter, see
+//! [`Controlled`]. To read: [`protocol`] for the lines, `unix(7)` for file descriptors beside them.
+
+mod connection;
+pub mod protocol;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::thread::sleep;
+use std::time::Duration;
+
+use log::{Level, info};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use viommu_core::EndpointId;
+
+use crate::config::EndpointConfig;
+use crate::throttle::Throttle;
+
+pub use connection::{Closed, Connection, Excess, LINE_MAX, Line};
+use protocol::{Code, Done, EndpointStatus, Refusal, Reply, Request};
+
+/// What can be done through the socket.
+pub trait Controlled {
+    /// All endpoints, in the order of their ids.
+    fn endpoints(&self) -> Vec<EndpointStatus>;
+
+    /// Lets go of the device of an endpoint, so that the VMM's release of it is the last: it reaches nothing first.
+    ///
+    /// # Errors
+    /// There is no such endpoint or device; then nothing is changed.
+    fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal>;
+
+    /// Takes the VFIO device file `cdev`, of which the VMM has a duplicate, for an endpoint that has no device. The
+    /// device belongs where the endpoint is attached.
+    ///
+    /// # Errors
+    /// There is no such endpoint, it has a device, or this one is not suited; then nothing is changed.
+    fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal>;
+}
+
+/// Serves clients that connect to `listener`, for the life of the process.
+pub fn serve(listener: &UnixListener, controlled: &impl Controlled) {
+    let complaints = Throttle::new(Level::Warn);
+    let mut connections = Vec::new();
+    loop {
+        if let Err(error) = serve_once(listener, &mut connections, controlled) {
+            complaints.log(|| format!("control socket: {error}"));
+            sleep(PAUSE);
+        }
+    }
+}
+
+/// Waits until there is something to do, and does it.
+fn serve_once(
+    listener: &UnixListener,
+    connections: &mut Vec<Connection>,
+    controlled: &impl Controlled,
+) -> io::Result<()> {
+    let waits = connections.iter().map(|connection| PollFd::new(connection, connection.interest()));
+    let mut fds: Vec<PollFd<'_>> = [PollFd::new(listener, PollFlags::IN)].into_iter().chain(waits).collect();
+    match poll(&mut fds, None) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut is_ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>().into_iter();
+    let is_new = is_ready.next() == Some(true);
+    connections.retain_mut(|connection| {
+        is_ready.next() != Some(true) || connection.serve(|line| reply(line, controlled)).is_ok()
+    });
+    if is_new {
+        let (socket, _) = listener.accept()?;
+        make_room(connections);
+        connections.push(Connection::new(socket));
+    }
+    Ok(())
+}
+
+/// Closes the connection that has been silent for longest, if there are too many.
+fn make_room(connections: &mut Vec<Connection>) {
+    if connections.len() >= CONNECTIONS_MAX {
+        let silent = connections.iter().enumerate().min_by_key(|(_, connection)| connection.last_heard());
+        if let Some((at, _)) = silent {
+            connections.swap_remove(at);
+        }
+    }
+}
+
+/// The line that answers a line.
+pub fn reply(line: Result<Line<'_>, Excess>, controlled: &impl Controlled) -> String {
+    let result = line.map_err(refuse_excess).and_then(|line| answer(line, controlled));
+    let reply = Reply::from(result);
+    serde_json::to_string(&reply).unwrap_or_else(|_| String::from("{}"))
+}
+
+fn answer(line: Line<'_>, controlled: &impl Controlled) -> Result<Done, Refusal> {
+    let request: Request = serde_json::from_slice(line.text)
+        .map_err(|error| Refusal::new(Code::InvalidRequest, error.to_string()))?;
+    match request {
+        Request::List {} => return Ok(Done { endpoints: Some(controlled.endpoints()) }),
+        Request::Remove { endpoint } => {
+            controlled.remove_device(id_of(&endpoint)?)?;
+            info!("endpoint {}: its device is removed, as asked for", endpoint.escape_debug());
+        }
+        Request::Add { endpoint } => {
+            let id = id_of(&endpoint)?;
+            let missing = "the VFIO device file has to come as a file descriptor with the line";
+            let cdev = line.file.take().ok_or_else(|| Refusal::new(Code::NoDescriptor, missing))?;
+            controlled.add_device(id, cdev)?;
+            info!("endpoint {}: a device is added, as asked for", endpoint.escape_debug());
+        }
+    }
+    Ok(Done::default())
+}
+
+fn id_of(endpoint: &str) -> Result<EndpointId, Refusal> {
+    let parsed: Result<EndpointConfig, _> = endpoint.parse();
+    parsed.map(|endpoint| endpoint.id).map_err(|error| Refusal::new(Code::UnknownEndpoint, error.to_string()))
+}
+
+fn refuse_excess(excess: Excess) -> Refusal {
+    let message = match excess {
+        Excess::Line => format!("a line has more than {LINE_MAX} bytes"),
+        Excess::Files => "more than one file descriptor came for a line".to_owned(),
+    };
+    Refusal::new(Code::InvalidRequest, message)
+}
+
+/// Clients at a time.
+const CONNECTIONS_MAX: usize = 8;
+/// How long to wait where the system refuses a file descriptor.
+const PAUSE: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+pub(crate) mod tests;
