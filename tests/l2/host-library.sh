@@ -17,6 +17,7 @@ serve_commands() {
   while true; do
     # The port is at its end as long as nobody is at its other end.
     read -r number <&4 || { usleep 20000; continue; }
+    # shellcheck source=/dev/null
     (set -eu; . "/work/$number")
     status=$?
     echo "l2: $number ended $status"

@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::initramfs::Initramfs;
-use super::running::RunningGuest;
+use super::running::{RunningGuest, dying_with_us};
 use super::testbed::{Accelerator, Testbed};
 
 /// What every guest's kernel is told: report on the serial line, and let a panic end QEMU.
@@ -27,6 +27,7 @@ pub struct Guest {
     on_reset: OnReset,
     kernel_args: String,
     initramfs: Initramfs,
+    launcher: Vec<OsString>,
     arguments: Vec<OsString>,
 }
 
@@ -60,6 +61,7 @@ impl Guest {
             on_reset: OnReset::Exit,
             kernel_args: KERNEL_ARGS.into(),
             initramfs: Initramfs::new(),
+            launcher: Vec::new(),
             arguments: Vec::new(),
         }
     }
@@ -134,6 +136,12 @@ impl Guest {
         self.argument("-blockdev").argument(value)
     }
 
+    /// A program with its arguments that becomes QEMU: what follows them is QEMU's command line.
+    pub fn launched_by(mut self, command: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.launcher = command.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        self
+    }
+
     /// Any other QEMU argument.
     pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.arguments.push(argument.as_ref().to_owned());
@@ -156,7 +164,10 @@ impl Guest {
             arguments.extend(["-append".into(), self.kernel_args.clone().into()]);
         }
         arguments.extend_from_slice(&self.arguments);
-        RunningGuest::start(folder, &self.testbed.qemu, &arguments)
+        let words: Vec<_> = self.launcher.iter().cloned().chain([self.testbed.qemu.clone().into()]).collect();
+        let mut command = dying_with_us(Path::new(&words[0]));
+        command.args(&words[1..]);
+        RunningGuest::start_by(command, folder, &arguments)
     }
 
     fn machine_arguments(&self) -> Vec<String> {

@@ -35,8 +35,12 @@ pub struct RunningGuest {
 impl RunningGuest {
     /// Starts this QEMU, whose serial line is its standard output, with a monitor. The folder is deleted with the guest.
     pub(crate) fn start(folder: TempDir, qemu: &Path, arguments: &[OsString]) -> Result<Self> {
+        Self::start_by(dying_with_us(qemu), folder, arguments)
+    }
+
+    /// The same with a command that ends with QEMU's name, and becomes QEMU.
+    pub(super) fn start_by(mut command: Command, folder: TempDir, arguments: &[OsString]) -> Result<Self> {
         let monitor = format!("unix:{},server=on,wait=off", Self::monitor_in(folder.path()).display());
-        let mut command = dying_with_us(qemu);
         command.args(["-qmp", &monitor]).args(arguments);
         command.stderr(Stdio::from(File::create(Self::stderr_in(folder.path()))?));
         let (console, qemu, reader) = Console::start(command)?;
