@@ -29,7 +29,7 @@ impl Host for Applied<'_> {
         match change {
             Change::Map { .. } => {}
             Change::Unmap { range, .. } => self.0.invalidate(range),
-            Change::Attach { .. } | Change::Detach { .. } | Change::SetBypass { .. } => self.0.block(),
+            _ => self.0.block(),
         }
         Ok(())
     }

@@ -2,7 +2,10 @@
 
 //! What the device asks of the outside, and the contract of whoever applies it.
 
-use crate::{DomainId, EndpointId, HostError, IovaRange, Target};
+use crate::{
+    DomainId, EndpointId, HostError, Invalidation, IovaRange, Pasid, RequestGroup, ResponseCode, Table,
+    Target,
+};
 
 /// A change that the outside must apply before the device commits it.
 ///
@@ -44,6 +47,44 @@ pub enum Change {
         domain: DomainId,
         /// The IOVAs.
         range: IovaRange,
+    },
+    /// `endpoint`, or one of its PASIDs, uses `table` from now on, in place of what it used.
+    AttachTable {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// The PASID; accesses without one if there is none here.
+        pasid: Option<Pasid>,
+        /// The domain that it leaves.
+        from: Option<DomainId>,
+        /// The domain it enters; it may not exist yet.
+        to: DomainId,
+        /// The table.
+        table: Table,
+    },
+    /// A PASID of `endpoint` has no table any more.
+    DetachPasid {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// The PASID.
+        pasid: Pasid,
+        /// The domain that it leaves.
+        from: DomainId,
+    },
+    /// What caches hold of a domain's tables is to be forgotten.
+    Invalidate {
+        /// The domain.
+        domain: DomainId,
+        /// What is concerned.
+        invalidation: Invalidation,
+    },
+    /// The driver's answer to a group of page requests.
+    Respond {
+        /// Which.
+        to: RequestGroup,
+        /// By what the outside knows them, see [`Device::request_page`](crate::Device::request_page).
+        cookie: u64,
+        /// The answer.
+        code: ResponseCode,
     },
     /// Whether unattached endpoints reach guest memory untranslated.
     SetBypass {

@@ -50,6 +50,7 @@ pub mod mapping;
 pub mod request;
 mod reserved;
 mod status;
+mod table;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 pub mod wire;
@@ -61,8 +62,9 @@ pub use domain::{Domain, Extent};
 pub use fault::{EVENT_SIZE, Fault, FaultReason};
 pub use features::Features;
 pub use host::{Change, Host, NoHost};
-pub use id::{DomainId, EndpointId};
+pub use id::{DomainId, EndpointId, Pasid};
 pub use mapping::Mapping;
 pub use request::{Access, Target};
 pub use reserved::{PROBE_SIZE, REGIONS_MAX, ReservedError, ReservedKind, ReservedRegion};
 pub use status::{HostError, Reject, Status};
+pub use table::{Caches, Invalidation, RequestGroup, ResponseCode, Scope, Table};

@@ -22,7 +22,7 @@
 //!         match change {
 //!             Change::Map { .. } => {}
 //!             Change::Unmap { range, .. } => self.0.invalidate(range),
-//!             Change::Attach { .. } | Change::Detach { .. } | Change::SetBypass { .. } => self.0.block(),
+//!             _ => self.0.block(),
 //!         }
 //!         Ok(())
 //!     }

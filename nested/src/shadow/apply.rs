@@ -2,10 +2,11 @@
 
 //! What a change of the device means to the address spaces: all of it is done, or none.
 
+use rustix::io::Errno;
 use viommu_core::{Change, Device, DomainId, EndpointId, Mapping};
 
 use crate::device::Attach;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 use super::{Reach, Shadow};
 
@@ -71,6 +72,12 @@ impl<D: Attach> Shadow<D> {
                 self.move_to(endpoint, Goal::of_unattached(known.bypass()), known)
             }
             Change::SetBypass { enabled } => self.move_all(&known.unattached(), enabled, known),
+            Change::AttachTable { .. }
+            | Change::DetachPasid { .. }
+            | Change::Invalidate { .. }
+            | Change::Respond { .. } => {
+                Err(Error::of_call("nested translation", Errno::OPNOTSUPP, format_args!("")))
+            }
         }
     }
 

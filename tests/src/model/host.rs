@@ -100,6 +100,10 @@ impl MirrorHost {
                 });
                 assert!(self.mappings.len() < before, "UNMAP of nothing");
             }
+            Change::AttachTable { .. }
+            | Change::DetachPasid { .. }
+            | Change::Invalidate { .. }
+            | Change::Respond { .. } => unreachable!("{change:?} of a device without tables"),
             Change::SetBypass { enabled } => {
                 assert_ne!(self.bypass, enabled, "SetBypass that changes nothing");
                 self.bypass = enabled;

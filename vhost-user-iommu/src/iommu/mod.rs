@@ -259,7 +259,10 @@ impl Iommu {
             self.tell(change);
         }
         let reply = self.state().finish(change, applied);
-        if !matches!(change, Change::Map { .. } | Change::Unmap { .. }) {
+        if !matches!(
+            change,
+            Change::Map { .. } | Change::Unmap { .. } | Change::Invalidate { .. } | Change::Respond { .. }
+        ) {
             // A device that the VMM has yet to bind is to be moved then.
             self.tender.wake();
         }
@@ -279,7 +282,18 @@ impl Iommu {
                 let state = if enabled { "bypass" } else { "are blocked" };
                 self.changes.log(|| format!("unattached endpoints {state}"));
             }
-            Change::Map { .. } | Change::Unmap { .. } => {}
+            Change::AttachTable { endpoint, pasid, to, .. } => self.changes.log(|| {
+                let of = pasid.map_or(String::new(), |pasid| format!(" ({pasid})"));
+                format!("endpoint {}{of} attached to {to} (table)", self.label(endpoint))
+            }),
+            Change::DetachPasid { endpoint, pasid, from } => {
+                self.changes
+                    .log(|| format!("endpoint {} ({pasid}) detached from {from}", self.label(endpoint)));
+            }
+            Change::Map { .. }
+            | Change::Unmap { .. }
+            | Change::Invalidate { .. }
+            | Change::Respond { .. } => {}
         }
     }
 

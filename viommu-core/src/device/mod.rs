@@ -297,6 +297,10 @@ impl Device {
             Change::Map { domain, range, target } => self.commit_map(domain, range, target),
             Change::Unmap { domain, range } => self.commit_unmap(domain, range),
             Change::SetBypass { enabled } => self.bypass = enabled,
+            Change::AttachTable { .. }
+            | Change::DetachPasid { .. }
+            | Change::Invalidate { .. }
+            | Change::Respond { .. } => {}
         }
     }
 }
