@@ -19,6 +19,8 @@ use crate::object::{Context, Hwpt, Ioas, PageTable};
 use crate::uapi::ioctl::Buffer;
 use crate::uapi::types::{IOMMU_TEST_OP_DIRTY, IOMMU_TEST_OP_MD_CHECK_MAP, iommu_test_cmd};
 
+/// What hardware it claims to be (`IOMMU_HW_INFO_TYPE_SELFTEST`).
+pub const HW_INFO: u32 = 0xfeed_beef;
 /// The type of a nested page table's description (`IOMMU_HWPT_DATA_SELFTEST`): two words, the value of its cache and 0.
 pub const HWPT_DATA: u32 = 0xdead;
 /// The type of invalidations on nested page tables and vIOMMUs: flags, 1 for all; then which.
@@ -134,6 +136,10 @@ impl Attach for MockDevice {
         call(&self.context, PASID_DETACH, self.mock, &[pasid], Buffer::NONE)?;
         self.pasids.lock().unwrap_or_else(PoisonError::into_inner).remove(&pasid);
         Ok(())
+    }
+
+    fn number(&self, _: &Arc<Context>) -> Result<DeviceId> {
+        Ok(self.device)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use viommu_nested::mock::MockDevice;
 use viommu_nested::object::*;
-use viommu_nested::{Attach, Result};
+use viommu_nested::{Attach, DeviceId, Result};
 
 /// The group.
 #[derive(Debug)]
@@ -93,6 +93,10 @@ impl Attach for Member {
         }
         attached.remove(&self.number);
         Ok(())
+    }
+
+    fn number(&self, context: &Arc<Context>) -> Result<DeviceId> {
+        self.group.mocks[self.number].number(context)
     }
 
     fn is_bound(&self) -> bool {

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Invalidations of a domain's tables: to every vIOMMU that has a device of the domain, or to each of its page tables.
+
+use std::sync::Arc;
+
+use viommu_core::{DomainId, Invalidation};
+
+use crate::device::Attach;
+use crate::error::Result;
+use crate::format::{self, Member};
+use crate::object::{Entries, Hwpt, Invalidated};
+
+use super::Shadow;
+use super::base::Base;
+
+impl<D: Attach> Shadow<D> {
+    /// Has caches forget what they hold of a domain's tables.
+    ///
+    /// # Errors
+    /// Of `IOMMU_HWPT_INVALIDATE`; caches may have forgotten a part of it, or all.
+    pub fn invalidate(&self, domain: DomainId, invalidation: &Invalidation) -> Result<()> {
+        for base in self.bases() {
+            let done = match base.viommu() {
+                Some(_) => self.invalidate_devices(&base, domain, invalidation),
+                None => self.invalidate_tables(&base, domain, invalidation),
+            };
+            done.map_err(|stopped| {
+                log::debug!("{domain}: {stopped}");
+                stopped.error
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Of a vIOMMU, by the devices in it.
+    fn invalidate_devices(&self, base: &Arc<Base>, domain: DomainId, invalidation: &Invalidation) -> Done {
+        let done = self.invalidate_members(base, invalidation, &self.members(base, domain, |_| true));
+        match done {
+            // A device that the VMM has let go of is unknown, and keeps nothing.
+            Err(_) if !self.members(base, domain, |device| !device.is_bound()).is_empty() => {
+                self.invalidate_members(base, invalidation, &self.members(base, domain, Attach::is_bound))
+            }
+            done => done,
+        }
+    }
+
+    fn invalidate_members(&self, base: &Base, invalidation: &Invalidation, members: &[Member]) -> Done {
+        let Some(viommu) = base.viommu().filter(|_| !members.is_empty()) else { return Ok(()) };
+        let batches = base.format().entries(base.info(), invalidation, members);
+        repeat(base, &batches, |entries| viommu.invalidate_entries(entries))
+    }
+
+    fn members(&self, base: &Arc<Base>, domain: DomainId, is_wanted: impl Fn(&D) -> bool) -> Vec<Member> {
+        let endpoints = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_over(base));
+        let endpoints = endpoints.filter(|(_, endpoint)| is_wanted(endpoint.device.device()));
+        endpoints
+            .filter_map(|(id, endpoint)| {
+                let placed = endpoint.tables.get(&None).filter(|placed| placed.domain == domain)?;
+                Some(Member { number: id.0.into(), table: placed.table })
+            })
+            .collect()
+    }
+
+    /// Of the page tables that are concerned, each once.
+    fn invalidate_tables(&self, base: &Arc<Base>, domain: DomainId, invalidation: &Invalidation) -> Done {
+        let mut concerned: Vec<&Arc<Hwpt>> = Vec::new();
+        let endpoints = self.endpoints.values().filter(|endpoint| endpoint.is_over(base));
+        for (pasid, placed) in endpoints.flat_map(|endpoint| &endpoint.tables) {
+            let is_concerned = placed.domain == domain && format::concerns(invalidation, *pasid);
+            if is_concerned && !concerned.iter().any(|other| Arc::ptr_eq(other, &placed.hwpt)) {
+                concerned.push(&placed.hwpt);
+            }
+        }
+        let batches = base.format().entries(base.info(), invalidation, &[]);
+        concerned
+            .into_iter()
+            .try_for_each(|hwpt| repeat(base, &batches, |entries| hwpt.invalidate_entries(entries)))
+    }
+}
+
+type Done = std::result::Result<(), Invalidated>;
+
+/// Each batch as often as the hardware wants it.
+fn repeat(base: &Base, batches: &[Entries], mut invalidate: impl FnMut(&Entries) -> Done) -> Done {
+    let repetitions = base.format().repetitions(base.info());
+    batches.iter().try_for_each(|entries| (0..repetitions).try_for_each(|_| invalidate(entries)))
+}

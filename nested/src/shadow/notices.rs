@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the kernel tells of devices under tables of the guest, and the answers to what they ask for.
+//!
+//! Every request for a page is answered once: by the caller; by the kernel when what it was made under is replaced or
+//! detached; or here, when nobody else knows of it.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::event::epoll;
+use rustix::io::Errno;
+use viommu_core::{EndpointId, Iova, Pasid, ResponseCode};
+
+use crate::device::{Attach, DeviceId};
+use crate::error::{Error, Result};
+use crate::event::{EventAccess, Notice, PageRequested};
+use crate::object::{FaultQueue, PageRequest, PageResponse, PageResponseCode, Vevent};
+
+use super::Shadow;
+use super::base::Base;
+
+/// A group of requests that waits for its answer.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    endpoint: EndpointId,
+    /// Whose table it was made under.
+    under: Option<Pasid>,
+    /// The kernel's number of it, which it gives anew after the answer.
+    cookie: u32,
+}
+
+impl<D: Attach> Shadow<D> {
+    /// Has requests for pages of an endpoint's device told, for tables that are attached from now on. The kernel attaches
+    /// none then to a device that makes no such requests.
+    pub fn set_page_requests(&mut self, endpoint: EndpointId, are_told: bool) {
+        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
+            endpoint.has_requests = are_told;
+        }
+    }
+
+    /// Adds what the kernel had to tell to `notices`, as far as it got. More may be to come after either end.
+    ///
+    /// # Errors
+    /// Of `read`.
+    pub fn read_notices(&mut self, notices: &mut Vec<Notice>) -> Result<()> {
+        for base in self.bases() {
+            self.read_events(&base, notices)?;
+        }
+        let Some(faults) = self.faults.clone() else { return Ok(()) };
+        let mut cookies = BTreeMap::new();
+        for request in faults.read()? {
+            match self.endpoint_of(request.device) {
+                Some(endpoint) => {
+                    let cookie =
+                        *cookies.entry(request.cookie).or_insert_with(|| self.keep(endpoint, &request));
+                    notices.push(Notice::PageRequested(requested(endpoint, &request, cookie)));
+                }
+                None => answer(&faults, request.cookie, PageResponseCode::Invalid).unwrap_or_else(|error| {
+                    log::error!("device {}: {error}", request.device);
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a group of requests. One that is answered already needs nothing: by the kernel, when what it was made
+    /// under was replaced or detached.
+    ///
+    /// # Errors
+    /// Of `write`; the group waits still.
+    pub fn respond(&mut self, cookie: u64, code: ResponseCode) -> Result<()> {
+        let (Some(waiting), Some(faults)) = (self.waiting.get(&cookie), &self.faults) else { return Ok(()) };
+        let code = match code {
+            ResponseCode::Success => PageResponseCode::Success,
+            // The kernel knows no third one.
+            ResponseCode::Invalid | ResponseCode::Failure => PageResponseCode::Invalid,
+        };
+        answer(faults, waiting.cookie, code)?;
+        self.waiting.remove(&cookie);
+        Ok(())
+    }
+
+    /// Forgets whatever an endpoint has asked for.
+    pub(super) fn end_all_requests(&mut self, endpoint: EndpointId) {
+        let of_it = self.waiting.values().filter(|waiting| waiting.endpoint == endpoint);
+        let under: Vec<Option<Pasid>> = of_it.map(|waiting| waiting.under).collect();
+        under.into_iter().for_each(|under| self.end_requests(endpoint, under));
+    }
+
+    /// Forgets what was asked for under a table that an endpoint, or a PASID, does not have any more. The kernel has
+    /// answered it, or it was made under another one and nobody waits for it but the device.
+    pub(super) fn end_requests(&mut self, endpoint: EndpointId, under: Option<Pasid>) {
+        let Some(faults) = &self.faults else { return };
+        self.waiting.retain(|_, waiting| {
+            let is_over = waiting.endpoint == endpoint && waiting.under == under;
+            if is_over && let Err(error) = answer(faults, waiting.cookie, PageResponseCode::Invalid) {
+                log::error!("{endpoint}: {error}");
+            }
+            !is_over
+        });
+    }
+
+    /// Where page requests of an endpoint's device go, if they are told. The first one makes it.
+    pub(super) fn faults_for(&self, endpoint: EndpointId) -> Result<Option<Arc<FaultQueue>>> {
+        if !self.endpoints.get(&endpoint).is_some_and(|endpoint| endpoint.has_requests) {
+            return Ok(None);
+        }
+        if let Some(faults) = &self.faults {
+            return Ok(Some(faults.clone()));
+        }
+        let faults = FaultQueue::new(&self.context)?;
+        self.watch(&*faults)?;
+        Ok(Some(faults))
+    }
+
+    /// Has `sources` be readable when this is.
+    pub(super) fn watch(&self, source: impl AsFd) -> Result<()> {
+        let added = epoll::add(&self.sources, source, epoll::EventData::new_u64(0), epoll::EventFlags::IN);
+        added.map_err(|errno| Error::of_call("epoll_ctl", errno, format_args!("a new queue")))
+    }
+
+    fn read_events(&self, base: &Base, notices: &mut Vec<Notice>) -> Result<()> {
+        let Some(events) = base.events() else { return Ok(()) };
+        for event in events.read()? {
+            match event {
+                Vevent::Lost(_) => notices.push(Notice::Lost),
+                Vevent::Event(_, record) => {
+                    let told = base.format().event(&record);
+                    let endpoint = told.and_then(|(number, _)| u32::try_from(number).ok().map(EndpointId));
+                    // One that has gone meanwhile is of no interest.
+                    let endpoint = endpoint.filter(|endpoint| self.endpoints.contains_key(endpoint));
+                    notices.extend(
+                        endpoint.zip(told).map(|(endpoint, (_, event))| Notice::Failed(endpoint, event)),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn endpoint_of(&self, device: DeviceId) -> Option<EndpointId> {
+        let mut found = self.endpoints.iter();
+        let found = found
+            .find(|(_, endpoint)| endpoint.identity.as_ref().is_some_and(|(number, _)| *number == device));
+        found.map(|(id, _)| *id)
+    }
+
+    /// Takes note of a group; by what the caller knows it.
+    fn keep(&mut self, endpoint: EndpointId, request: &PageRequest) -> u64 {
+        let device = self.endpoints.get(&endpoint).map(|endpoint| &endpoint.device);
+        // The kernel has requests of other PASIDs come under the table of the device itself.
+        let under =
+            request.pasid.filter(|pasid| device.is_some_and(|device| device.table(Some(*pasid)).is_some()));
+        // The kernel has answered what had this number before.
+        self.waiting.retain(|_, waiting| waiting.cookie != request.cookie);
+        self.next_cookie = self.next_cookie.wrapping_add(1);
+        let waiting = Waiting { endpoint, under: under.map(Pasid), cookie: request.cookie };
+        self.waiting.insert(self.next_cookie, waiting);
+        self.next_cookie
+    }
+}
+
+impl<D> Shadow<D> {
+    /// Readable while [`read_notices`](Shadow::read_notices) has something to read. The same for the life of this.
+    pub fn sources(&self) -> BorrowedFd<'_> {
+        self.sources.as_fd()
+    }
+}
+
+fn requested(endpoint: EndpointId, request: &PageRequest, cookie: u64) -> PageRequested {
+    PageRequested {
+        endpoint,
+        pasid: request.pasid.map(Pasid),
+        group: request.group,
+        is_last: request.is_last,
+        access: EventAccess::from_bits_truncate(request.permissions),
+        address: Iova(request.address),
+        cookie,
+    }
+}
+
+/// Answers a group, unless the kernel has.
+fn answer(faults: &FaultQueue, cookie: u32, code: PageResponseCode) -> Result<()> {
+    match faults.respond(PageResponse { cookie, code }) {
+        Err(error) if error.errno() != Errno::INVAL => Err(error),
+        _ => Ok(()),
+    }
+}
