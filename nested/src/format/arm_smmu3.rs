@@ -256,7 +256,7 @@ fn translations(invalidation: &Invalidation, abilities: Abilities) -> Vec<SmmuCo
 
 /// A command for each page, unless there are too many of them.
 fn each([first, second]: SmmuCommand, start: u64, pages: u64, page_shift: u8) -> Option<Vec<SmmuCommand>> {
-    let page = |number: u64| [first, second | start + (number << page_shift)];
+    let page = |number: u64| [first, second | (start + (number << page_shift))];
     (pages <= PAGES_MAX).then(|| (0..pages).map(page).collect())
 }
 
@@ -338,7 +338,7 @@ fn event([first, second, third]: [u64; 3]) -> (u64, TableEvent) {
     };
     let event = TableEvent {
         reason,
-        pasid: has_substream.then(|| Pasid((first >> 12 & 0xf_ffff) as u32)),
+        pasid: has_substream.then_some(Pasid((first >> 12 & 0xf_ffff) as u32)),
         address: has_address.then_some(Iova(third)),
         access: if has_address { access(second) } else { EventAccess::empty() },
     };

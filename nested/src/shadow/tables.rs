@@ -78,6 +78,11 @@ impl<D: Attach> Shadow<D> {
         self.attach_on(&base, &plan)
     }
 
+    /// The page table of the guest's table that an endpoint, or one of its PASIDs, uses.
+    pub fn nested(&self, endpoint: EndpointId, pasid: Option<Pasid>) -> Option<&Arc<Hwpt>> {
+        Some(&self.endpoints.get(&endpoint)?.tables.get(&pasid)?.hwpt)
+    }
+
     /// Leaves a PASID of an endpoint without a table.
     ///
     /// # Errors

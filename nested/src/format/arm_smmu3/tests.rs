@@ -188,7 +188,7 @@ fn the_table_of_descriptors_is_as_large_as_its_format_says() {
     assert_eq!(at(0x4000_002b | 20 << 59), of(0x4000_0000, 8 << 10));
     assert_eq!(at(0x000f_ffff_ffff_ffcb), of(0x000f_ffff_ffff_ffc0, 64));
     assert_eq!((at(0x4000_0009), at(0x4000_0001)), (None, None), "bypass and abort walk nothing");
-    assert_eq!(at(u64::MAX & !(7 << 1) | 5 << 1), of(0x000f_ffff_ffff_ffc0, 8 << 21));
+    assert_eq!(at(!(7 << 1) | 5 << 1), of(0x000f_ffff_ffff_ffc0, 8 << 21));
 }
 
 #[test]
