@@ -38,6 +38,7 @@ impl Host for Applied<'_> {
 impl Vmm {
     fn new(boot_bypass: bool, iommu: Arc<EndpointIommu>) -> Vmm {
         let config = DeviceConfig {
+            mode: viommu_core::Mode::Map,
             page_size_mask: 0x1000,
             aperture: IovaRange::ALL,
             domain_ids: 0..=u32::MAX,

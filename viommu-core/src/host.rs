@@ -14,7 +14,7 @@ use crate::{
 /// change would newly allow stay refused until it is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// `endpoint` leaves `from`, or the state of unattached endpoints, and enters `to`.
+    /// `endpoint` leaves `from`, or the state of unattached endpoints, and enters `to`. Its PASIDs have no table any more.
     Attach {
         /// The endpoint.
         endpoint: EndpointId,
@@ -25,7 +25,7 @@ pub enum Change {
         /// Whether that is a bypass domain.
         bypass: bool,
     },
-    /// `endpoint` leaves `from` and is unattached.
+    /// `endpoint` leaves `from` and is unattached. Its PASIDs have no table any more.
     Detach {
         /// The endpoint.
         endpoint: EndpointId,
@@ -48,17 +48,18 @@ pub enum Change {
         /// The IOVAs.
         range: IovaRange,
     },
-    /// `endpoint`, or one of its PASIDs, uses `table` from now on, in place of what it used.
+    /// `endpoint`, or one of its PASIDs, uses `table` from now on, in place of what it used. Other PASIDs stay as they are,
+    /// unless the format has them in the table.
     AttachTable {
         /// The endpoint.
         endpoint: EndpointId,
         /// The PASID; accesses without one if there is none here.
         pasid: Option<Pasid>,
-        /// The domain that it leaves.
+        /// The domain that it leaves, which may be the one that it enters.
         from: Option<DomainId>,
         /// The domain it enters; it may not exist yet.
         to: DomainId,
-        /// The table.
+        /// The table. `EFAULT` is for one that lies outside of the guest's memory.
         table: Table,
     },
     /// A PASID of `endpoint` has no table any more.
@@ -77,11 +78,12 @@ pub enum Change {
         /// What is concerned.
         invalidation: Invalidation,
     },
-    /// The driver's answer to a group of page requests.
+    /// The driver's answer to a group of page requests. That the outside knows none of this cookie any more, since it has
+    /// answered by itself, is no error.
     Respond {
         /// Which.
         to: RequestGroup,
-        /// By what the outside knows them, see [`Device::request_page`](crate::Device::request_page).
+        /// By what the outside knows them, see [`Device::request_pages`](crate::Device::request_pages).
         cookie: u64,
         /// The answer.
         code: ResponseCode,

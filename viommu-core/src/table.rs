@@ -2,7 +2,10 @@
 
 //! Stage-1 page tables of the guest, which hardware walks: what describes them, and what is said of their changes.
 //!
-//! Holds what all vendors have in common. Read beside it: [`manual::tables`](crate::manual::tables).
+//! Holds what all vendors have in common; `format` holds the rest. Read beside it:
+//! [`manual::tables`](crate::manual::tables).
+
+use core::time::Duration;
 
 use bitflags::bitflags;
 
@@ -27,12 +30,105 @@ pub enum Table {
     },
 }
 
+/// Whose tables: all tables of a domain are of one format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableFormat {
+    /// [`Table::ArmSmmu3`].
+    ArmSmmu3,
+    /// [`Table::IntelPt`].
+    IntelPt,
+}
+
+impl Table {
+    /// Whose.
+    pub const fn format(&self) -> TableFormat {
+        match self {
+            Table::ArmSmmu3 { .. } => TableFormat::ArmSmmu3,
+            Table::IntelPt { .. } => TableFormat::IntelPt,
+        }
+    }
+}
+
+/// The unit that walks the tables of an endpoint, as it describes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableHardware {
+    /// An Arm SMMUv3.
+    ArmSmmu3 {
+        /// `SMMU_IDR0` to `SMMU_IDR5`; `struct iommu_hw_info_arm_smmuv3` has them so.
+        idr: [u32; 6],
+    },
+    /// A VT-d unit.
+    IntelVtd {
+        /// `flags` of `struct iommu_hw_info_vtd`.
+        flags: u32,
+        /// The capability register.
+        cap: u64,
+        /// The extended capability register.
+        ecap: u64,
+    },
+}
+
+impl TableHardware {
+    /// What it walks.
+    pub const fn format(&self) -> TableFormat {
+        match self {
+            TableHardware::ArmSmmu3 { .. } => TableFormat::ArmSmmu3,
+            TableHardware::IntelVtd { .. } => TableFormat::IntelPt,
+        }
+    }
+}
+
+/// What an endpoint can do with tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableSupport {
+    /// Who walks them.
+    pub hardware: TableHardware,
+    /// Whether the endpoint may ask for translations and keep them (ATS).
+    pub ats: bool,
+    /// What PASIDs it can use, if any.
+    pub pasids: Option<PasidSupport>,
+    /// How it asks for pages, if it does.
+    pub page_requests: Option<PageRequestSupport>,
+}
+
+/// What PASIDs an endpoint can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PasidSupport {
+    /// They are below 2 to this power; more than 20 count as 20.
+    pub bits: u8,
+    /// Whether accesses with one can be executions.
+    pub exec: bool,
+    /// Whether they can be privileged.
+    pub privileged: bool,
+}
+
+impl PasidSupport {
+    /// The first number that is none.
+    pub(crate) const fn end(self) -> u32 {
+        1u32.wrapping_shl(self.bits_offered() as u32)
+    }
+
+    /// At most 20.
+    pub(crate) const fn bits_offered(self) -> u8 {
+        if self.bits > 20 { 20 } else { self.bits }
+    }
+}
+
+/// How an endpoint asks for pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRequestSupport {
+    /// Groups of requests that can wait for their response at once.
+    pub requests_max: u32,
+    /// For how long each does, in whole milliseconds; it is answered INVALID then.
+    pub timeout: Duration,
+}
+
 /// What the driver changed in its tables, and caches may still hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidation {
     /// How much of the domain.
     pub scope: Scope,
-    /// Of which caches.
+    /// Of which caches; at least one.
     pub caches: Caches,
     /// Whether only entries that map something changed, and none that lead to a table.
     pub leaf: bool,
@@ -57,7 +153,7 @@ pub enum Scope {
         start: u64,
         /// How many pages, at least 1; the last of them ends within 64 bits.
         pages: u64,
-        /// The size of a page in bytes, as its logarithm to base 2: 12 to 63.
+        /// The size of a page in bytes, as its logarithm to base 2: one that all hardware of the domain has.
         page_shift: u8,
     },
 }
@@ -73,12 +169,12 @@ bitflags! {
     }
 }
 
-/// What the driver made of a page request.
+/// What the driver made of a group of page requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseCode {
-    /// The page is there: the endpoint tries again.
+    /// The pages are there: the endpoint tries again.
     Success,
-    /// There is no such page: the access fails.
+    /// One of them is not there: the accesses fail.
     Invalid,
     /// The driver cannot help: as [`Invalid`](ResponseCode::Invalid) for an endpoint of today's kernels.
     Failure,

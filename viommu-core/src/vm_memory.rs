@@ -30,6 +30,7 @@
 //!
 //! let disk = EndpointId(8);
 //! let mut device = Device::new(DeviceConfig {
+//!     mode: viommu_core::Mode::Map,
 //!     page_size_mask: 0x1000,
 //!     aperture: IovaRange::ALL,
 //!     domain_ids: 0..=u32::MAX,

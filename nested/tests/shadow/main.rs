@@ -168,6 +168,7 @@ fn all() -> IovaRange {
 
 fn config() -> DeviceConfig {
     DeviceConfig {
+        mode: viommu_core::Mode::Map,
         page_size_mask: PAGE,
         aperture: IovaRange::new(START, (2 << 30) - 1).expect("the mock's aperture"),
         domain_ids: 0..=u32::MAX,

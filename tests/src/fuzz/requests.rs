@@ -168,8 +168,16 @@ fn config(input: &mut Input<'_>) -> DeviceConfig {
         range(u64::MAX - 0xf_ffff, u64::MAX),
         range(0, 0xffff),
     ];
-    let small = Limits { domains_max: 2, mappings_max: 8, mapping_bytes_max: 16 << 10, faults_max: 2 };
+    let small = Limits {
+        domains_max: 2,
+        mappings_max: 8,
+        mapping_bytes_max: 16 << 10,
+        faults_max: 2,
+        pasids_max: 2,
+        page_requests_max: 3,
+    };
     DeviceConfig {
+        mode: viommu_core::Mode::Map,
         page_size_mask: input.pick(&[0x1000, 0x4020_1000, 0x1_0000]),
         aperture: input.pick(&apertures),
         domain_ids: if input.bool() { 1..=3 } else { 0..=u32::MAX },

@@ -91,6 +91,7 @@ impl Config {
                 mappings_max: options.max_mappings.get() as usize,
                 mapping_bytes_max: options.max_mapping_memory,
                 faults_max: options.max_faults.get() as usize,
+                ..Limits::default()
             },
             exit_with: options.exit_with,
             control: options.control,

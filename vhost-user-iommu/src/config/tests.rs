@@ -37,7 +37,8 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
                 domains_max: 4096,
                 mappings_max: 1_048_576,
                 mapping_bytes_max: 96 << 20,
-                faults_max: 256
+                faults_max: 256,
+                ..Limits::default()
             },
             exit_with: None,
             control: None,
@@ -65,7 +66,13 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(config.aperture, range(1 << 30, 0x7fff_ffff));
     assert_eq!((config.boot_bypass, config.msi_region), (false, None));
     assert_eq!((config.unmap_timeout, config.log_level), (Duration::from_millis(150), LevelFilter::Trace));
-    let limits = Limits { domains_max: 1, mappings_max: 2, mapping_bytes_max: 4096, faults_max: 3 };
+    let limits = Limits {
+        domains_max: 1,
+        mappings_max: 2,
+        mapping_bytes_max: 4096,
+        faults_max: 3,
+        ..Limits::default()
+    };
     assert_eq!(config.limits, limits);
 }
 

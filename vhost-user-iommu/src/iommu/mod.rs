@@ -24,7 +24,7 @@ use std::time::Duration;
 use log::{Level, info};
 use viommu_core::wire::RequestType;
 use viommu_core::{
-    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EVENT_SIZE, EndpointId, Extent, Fault, Iova,
+    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EndpointId, Event, Extent, Fault, Iova,
     IovaRange, Reject, Reply, Step,
 };
 
@@ -76,6 +76,7 @@ impl Iommu {
         event_waits: Arc<Wake>,
     ) -> Result<Iommu, ConfigError> {
         let device = DeviceConfig {
+            mode: viommu_core::Mode::Map,
             page_size_mask: config.page_size_mask,
             aperture: config.aperture,
             domain_ids: 0..=u32::MAX,
@@ -229,7 +230,7 @@ impl Iommu {
     }
 
     /// The next event for the driver; it stays the next until [`event_sent`](Iommu::event_sent).
-    pub fn next_event(&self) -> Option<[u8; EVENT_SIZE]> {
+    pub fn next_event(&self) -> Option<Event> {
         self.state().device().next_event()
     }
 

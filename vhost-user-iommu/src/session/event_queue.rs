@@ -29,7 +29,8 @@ impl Queues {
             let head = chain.head_index();
             //= virtio#devicenormative:IOMMU/Fault reporting A56a A56b A57
             // A buffer that is too small goes back empty; a report is never spread over two.
-            let written = Buffers::of(chain, &*memory).and_then(|buffers| buffers.write(&*memory, &event));
+            let written =
+                Buffers::of(chain, &*memory).and_then(|buffers| buffers.write(&*memory, event.bytes()));
             if written.is_ok() {
                 self.iommu.event_sent();
             } else {

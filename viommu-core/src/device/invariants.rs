@@ -11,13 +11,18 @@ use super::Device;
 pub enum Broken {
     /// I1: the domain of every attached endpoint exists and counts it as its own.
     DomainOfEndpoint(EndpointId),
-    /// I2: every domain has an endpoint, and every endpoint of it is attached to it.
+    /// I2: every domain has an endpoint or a PASID, and all of these are attached to it.
     EndpointsOfDomain(DomainId),
     /// I3: the mappings of a domain are disjoint, lie in the aperture and begin and end on the granule.
     Mappings(DomainId),
-    /// I4: count and bytes of the mappings are right and, like the counts of domains and faults, within their
-    /// limits.
+    /// I4: count and bytes of the mappings are right and, like the counts of domains, faults, PASIDs and page requests,
+    /// within their limits.
     Counts,
+    /// I5: an endpoint has a table when its domain is one of tables, and only then; those of its PASIDs, too, are of the
+    /// format of their domain. Only an attached endpoint has PASIDs.
+    Table(EndpointId),
+    /// I6: no page request waits for the driver to see it unless its group waits for the answer.
+    PageRequests,
 }
 
 impl Device {
@@ -34,11 +39,15 @@ impl Device {
         }
         for (id, domain) in &self.domains {
             let belongs = |endpoint| self.domain_of(endpoint) == Some(*id);
-            if domain.endpoints.is_empty() || !domain.endpoints().all(belongs) {
+            let has_pasid = |(endpoint, pasid)| {
+                self.table_of(endpoint, Some(pasid)).is_some_and(|(domain, _)| domain == *id)
+            };
+            if domain.is_empty() || !domain.endpoints().all(belongs) || !domain.pasids().all(has_pasid) {
                 return Err(Broken::EndpointsOfDomain(*id));
             }
             self.check_mappings(*id)?;
         }
+        self.check_tables()?;
         let limits = &self.config.limits;
         let count: usize = self.domains.values().map(Domain::mapping_count).sum();
         let bytes: usize = self.domains.values().map(Domain::mapping_bytes).sum();
@@ -47,11 +56,32 @@ impl Device {
             || bytes > limits.mapping_bytes_max
             || count > limits.mappings_max
             || self.domains.len() > limits.domains_max
-            || self.faults.len() > limits.faults_max
+            || self.events.fault_count() > limits.faults_max
+            || self.pasid_count() > limits.pasids_max
+            || self.page_requests.pages() > limits.page_requests_max
         {
             return Err(Broken::Counts);
         }
         Ok(())
+    }
+
+    fn check_tables(&self) -> Result<(), Broken> {
+        for (id, endpoint) in &self.endpoints {
+            let format_of = |domain| self.domains.get(&domain).and_then(Domain::table_format);
+            let own = endpoint.domain.and_then(format_of) == endpoint.table.map(|table| table.format());
+            let pasids = endpoint.pasids.iter().all(|(pasid, attachment)| {
+                format_of(attachment.domain) == Some(attachment.table.format())
+                    && self.domains.get(&attachment.domain).is_some_and(|domain| domain.has(*id, *pasid))
+            });
+            if !own || !pasids || (endpoint.domain.is_none() && !endpoint.pasids.is_empty()) {
+                return Err(Broken::Table(*id));
+            }
+        }
+        if self.events.pages_are_all(|group| self.page_requests.cookie(group).is_some()) {
+            Ok(())
+        } else {
+            Err(Broken::PageRequests)
+        }
     }
 
     fn check_mappings(&self, id: DomainId) -> Result<(), Broken> {
@@ -74,7 +104,9 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Access, DeviceConfig, Fault, FaultReason, Gpa, Granule, Iova, IovaRange, Limits, Target};
+    use crate::{
+        Access, DeviceConfig, Fault, FaultReason, Gpa, Granule, Iova, IovaRange, Limits, Mode, Target,
+    };
 
     const EP: EndpointId = EndpointId(8);
     const OTHER: EndpointId = EndpointId(9);
@@ -84,6 +116,7 @@ mod tests {
     fn device() -> Device {
         let limits = Limits { domains_max: 1, mappings_max: 2, faults_max: 2, ..Limits::default() };
         let mut device = Device::new(DeviceConfig {
+            mode: Mode::Map,
             page_size_mask: 0x1000,
             aperture: IovaRange::new(0x2000, 0x8fff).expect("not empty"),
             domain_ids: 0..=u32::MAX,

@@ -43,6 +43,11 @@ impl Device {
             return Err(refuse(FaultReason::Mapping));
         }
         let domain = self.domains.get(&id).ok_or(refuse(FaultReason::Domain))?;
+        //= tables#Domains T7
+        // Only hardware walks tables; what asks here has none.
+        if domain.table_format().is_some() {
+            return Err(refuse(FaultReason::Unknown));
+        }
         domain.lookup(iova, access).ok_or(refuse(FaultReason::Mapping))
     }
 
@@ -55,6 +60,7 @@ impl Device {
     /// ```
     /// # use viommu_core::{Access, Device, DeviceConfig, EndpointId, Iova, IovaRange, Limits, NoHost, Segment};
     /// # let config = DeviceConfig {
+    /// #     mode: viommu_core::Mode::Map,
     /// #     page_size_mask: 0x1000,
     /// #     aperture: IovaRange::ALL,
     /// #     domain_ids: 0..=u32::MAX,
@@ -92,9 +98,11 @@ impl Device {
 
     fn is_moving(&self, endpoint: EndpointId) -> bool {
         match self.change_under_way() {
-            Some(Change::Attach { endpoint: moving, .. } | Change::Detach { endpoint: moving, .. }) => {
-                moving == endpoint
-            }
+            Some(
+                Change::Attach { endpoint: moving, .. }
+                | Change::Detach { endpoint: moving, .. }
+                | Change::AttachTable { endpoint: moving, pasid: None, .. },
+            ) => moving == endpoint,
             _ => false,
         }
     }
