@@ -245,7 +245,12 @@ fn whatever_a_guest_asks_for_is_what_the_kernel_has() {
 }
 
 /// What has calls in the kernel fail.
-struct Failures(File);
+struct Failures {
+    file: File,
+    /// Keeps the allocator from asking the kernel for memory, which fails then as well: beside each of these is as much
+    /// that is free.
+    room: Vec<Vec<u8>>,
+}
 
 impl Failures {
     fn new() -> Failures {
@@ -254,16 +259,27 @@ impl Failures {
             fs::write(debug.join(file), value).unwrap_or_else(|error| panic!("{file}: {error}"));
         }
         let file = File::options().read(true).write(true).open("/proc/thread-self/fail-nth");
-        Failures(file.expect("a kernel with fault injection"))
+        Failures { file: file.expect("a kernel with fault injection"), room: Vec::new() }
+    }
+
+    fn make_room(&mut self) {
+        let sizes = (0..32).flat_map(|_| (4..12).flat_map(|shift| [1 << shift, 3 << (shift - 1)]));
+        let mut number = 0;
+        self.room = sizes.map(Vec::with_capacity).collect();
+        self.room.retain(|_| {
+            number += 1;
+            number / 16 % 2 == 0
+        });
     }
 
     /// Lets the kernel fail where it can for the `nth` time, and says whether it got there.
-    fn at<T>(&self, nth: u32, operation: impl FnOnce() -> T) -> (T, bool) {
-        pwrite(&self.0, nth.to_string().as_bytes(), 0).expect("it is set");
+    fn at<T>(&mut self, nth: u32, operation: impl FnOnce() -> T) -> (T, bool) {
+        self.make_room();
+        pwrite(&self.file, nth.to_string().as_bytes(), 0).expect("it is set");
         let result = operation();
         let mut left = [0; 1];
-        pread(&self.0, &mut left, 0).expect("it is told");
-        pwrite(&self.0, b"0", 0).expect("it ends");
+        pread(&self.file, &mut left, 0).expect("it is told");
+        pwrite(&self.file, b"0", 0).expect("it ends");
         // Zero once it has failed.
         (result, left == *b"0")
     }
@@ -272,7 +288,7 @@ impl Failures {
 /// Every call in the kernel that can fail does, one at a time, for every request of a life.
 #[test]
 fn after_any_failure_in_the_kernel_device_and_kernel_agree() {
-    let failures = Failures::new();
+    let mut failures = Failures::new();
     let (mut bed, mut random) = (Bed::new(Source::VmmsAddressSpace), Random(11));
     let mut failed = 0;
     for _ in 0..200 {

@@ -441,7 +441,7 @@ impl TableBed {
 /// Every call in the kernel that can fail does, one at a time, for every step of a life.
 #[test]
 fn after_any_failure_in_the_kernel_the_tables_are_those_before_or_those_after() {
-    let failures = Failures::new();
+    let mut failures = Failures::new();
     let attach = |pasid, table| Change::AttachTable { endpoint: ONE, pasid, from: None, to: DOMAIN, table };
     let detach = Change::Detach { endpoint: ONE, from: DOMAIN };
     let [one, two, three] = [1, 2, 3].map(on_parent);
