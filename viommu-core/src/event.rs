@@ -98,7 +98,7 @@ impl Event {
     pub fn for_buffer(&self, room: usize) -> Option<&[u8]> {
         //= virtio#devicenormative:IOMMU/Fault reporting A56b
         // The older form is a prefix of the newer one.
-        //= tables#Events T43
+        //= tables#Events T43a T43b
         // Without the number of its group a page request could not be answered.
         if room >= self.length {
             return Some(self.bytes());
@@ -144,6 +144,8 @@ impl PendingEvents {
     }
 
     pub(crate) fn push_pages(&mut self, of: RequestGroup, pages: &[PageRequest]) {
+        //= tables#Events T41
+        // The driver answers when it has seen the last.
         for (number, page) in pages.iter().enumerate() {
             let is_last = number.saturating_add(1) == pages.len();
             self.push_back(Cause::Page { of, page: *page, is_last });
@@ -254,6 +256,8 @@ fn of_access(fault: &Fault, flags: u32, has_tables: bool) -> Event {
     bytes.iter_mut().zip(old).for_each(|(byte, old)| *byte = old);
     // The flags are the second word.
     bytes.iter_mut().skip(4).zip(flags.to_le_bytes()).for_each(|(byte, flags)| *byte |= flags);
+    //= tables#Events T40a
+    // A driver that knows nothing of tables knows nothing of longer events.
     let length = if has_tables { TABLE_EVENT_SIZE } else { EVENT_SIZE };
     Event { bytes, length, is_page_request: false }
 }

@@ -110,6 +110,8 @@ impl Device {
     pub(super) fn leave(&mut self, from: DomainId, id: EndpointId, pasid: Option<Pasid>) {
         //= virtio#devicenormative:IOMMU/DETACH request A27
         // Nobody is left who could use the mappings.
+        //= tables#Domains T5
+        // PASIDs count as much as endpoints.
         let Some(domain) = self.domains.get_mut(&from) else { return };
         match pasid {
             Some(pasid) => domain.pasids.remove(&(id, pasid)),

@@ -48,7 +48,7 @@ impl Device {
     /// The driver's buffer has no room for the event that [`next_event`](Device::next_event) gave
     /// ([`Event::for_buffer`]). A page request is answered in the driver's stead; anything else waits for another buffer.
     pub fn event_unfit(&mut self) {
-        //= tables#Events T43
+        //= tables#Events T43b
         // It would block the queue, and the endpoint would wait for its timeout.
         if let Some(group) = self.events.first_group() {
             self.end_request(group);

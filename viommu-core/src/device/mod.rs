@@ -237,6 +237,8 @@ impl Device {
         let Some(UnderWay { change, form }) = self.under_way else {
             return Reply::unrecognised();
         };
+        //= tables#ATTACH_TABLE T24
+        // Nothing has changed until here.
         if applied.is_ok() {
             self.commit(change);
         }
@@ -247,6 +249,8 @@ impl Device {
             //= tables#ATTACH_TABLE T22
             // The guest's memory is known to the host alone.
             Err(error) if is_bad_table(&change, &error) => form.rejected(Reject::TableAddress(error)),
+            //= tables#ATTACH_TABLE T25
+            // The status is chosen where all are.
             Err(error) => form.rejected(Reject::Host(error)),
         }
     }
@@ -261,6 +265,8 @@ impl Device {
         self.mapping_count = 0;
         self.mapping_bytes = 0;
         self.driver_is_up = false;
+        //= tables#Domains T8
+        // The driver may have its memory back now.
         self.end_requests(|_| true);
         self.events.clear();
         for endpoint in self.endpoints.values_mut() {

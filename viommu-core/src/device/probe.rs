@@ -17,7 +17,7 @@ impl Device {
     pub(super) fn probe(&self, id: EndpointId) -> Result<Verdict, Reject> {
         let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
         let mut properties = endpoint.reserved.properties();
-        //= tables#Properties T60
+        //= tables#Properties T60 T61
         // What an endpoint cannot use is not offered to it.
         if let Some(support) = endpoint.tables.filter(|_| self.config.mode.is_table()) {
             properties.extend(support.hardware_property());

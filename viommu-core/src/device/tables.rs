@@ -20,6 +20,8 @@ impl Device {
         to: DomainId,
         table: Table,
     ) -> Result<Verdict, Reject> {
+        //= tables#ATTACH_TABLE T10
+        // What is named has to be there, or to be possible.
         let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
         self.table_support(endpoint)?.check(&table)?;
         if !self.config.domain_ids.contains(&to.0) {
@@ -77,6 +79,8 @@ impl Device {
                 endpoint.domain.replace(to)
             }
         };
+        //= tables#Domains T5
+        // The first in it makes it.
         let domain = self.domains.entry(to).or_insert_with(|| Domain::of_tables(table.format()));
         match pasid {
             Some(pasid) => domain.pasids.insert((id, pasid)),
@@ -104,6 +108,8 @@ impl Device {
         // Nothing else has tables.
         let domain = self.domains.get(&id).ok_or(Reject::NoDomain(id))?;
         let row = domain.table_format().ok_or(Reject::BypassDomain(id))?.row();
+        //= tables#INVALIDATE T36
+        // Whoever names one means something that is not there.
         if let Some(number) = invalidation.id.filter(|_| row.id_bits == 0) {
             return Err(Reject::AddressSpaceId(number.into()));
         }
@@ -122,7 +128,7 @@ impl Device {
                 pasid
             }
         };
-        //= tables#INVALIDATE T33
+        //= tables#INVALIDATE T33a T33b
         // Where the guest's own table says which there are, only the number can be checked.
         match pasid {
             Some(pasid) if row.holds_pasids && supports().all(|support| pasid.0 >= support.pasids_end()) => {
@@ -188,7 +194,7 @@ impl Device {
         to: DomainId,
         table: &Table,
     ) -> Result<(), Reject> {
-        //= tables#ATTACH_TABLE T17
+        //= tables#ATTACH_TABLE T17a T17b
         // An invalidation of the domain has to mean the same to all of it.
         match self.domains.get(&to) {
             Some(domain) => match domain.table_format() {
@@ -197,6 +203,8 @@ impl Device {
                 None => Err(Reject::BypassMismatch(to)),
             },
             None => {
+                //= tables#ATTACH_TABLE T23
+                // A move may end the domain that it leaves.
                 let old = from.and_then(|from| self.domains.get(&from));
                 self.check_domain_count(usize::from(old.is_some_and(Domain::has_only_one)))
             }
@@ -219,8 +227,9 @@ impl Device {
 
 /// Refuses what is no range of such pages.
 fn check_pages(start: u64, pages: u64, page_shift: u8, sizes: u64) -> Result<(), Reject> {
-    //= tables#INVALIDATE T34 T35
-    // Hardware drops bits of an address that it takes for zero, so they are checked to be.
+    //= tables#INVALIDATE T34 T35 T37
+    // Hardware drops bits of an address that it takes for zero, so they are checked to be. How many pages there are is for
+    // the host to make the best of.
     let size = 1u64.checked_shl(page_shift.into()).filter(|size| sizes & size != 0);
     let size = size.ok_or(Reject::PageSize(page_shift))?;
     let bad = Reject::Pages { start, pages, page_shift };

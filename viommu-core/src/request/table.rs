@@ -46,6 +46,8 @@ pub struct Row {
     pub(super) parse: fn(&[u8], Features) -> Result<Request, Reject>,
 }
 
+//= tables#Feature bit T4
+// The rows of the extension ask for its feature.
 //= virtio#devicenormative:IOMMU/PROBE request A42a A42b
 // PROBE asks for no negotiated feature: what counts is that the device offers it.
 /// The request types.

@@ -57,6 +57,8 @@ pub(super) fn invalidate(readable: &[u8], _: Features) -> Result<Request, Reject
     let senseless = Reject::Invalidation { scope: wire.scope, caches: wire.caches, flags };
     let caches = Caches::from_bits(wire.caches).filter(|caches| !caches.is_empty());
     let caches = caches.ok_or(senseless.clone())?;
+    //= tables#INVALIDATE T36
+    // No architecture has more.
     let id = has(wire::INVALIDATE_F_ID).then_some(wire.id.get());
     let id = id.map(|id| u16::try_from(id).map_err(|_| Reject::AddressSpaceId(id))).transpose()?;
     let scope = scope(&wire, has(wire::INVALIDATE_F_PASID), caches).ok_or(senseless)?;
