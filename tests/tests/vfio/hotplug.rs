@@ -5,28 +5,26 @@
 use anyhow::{Result, ensure};
 use viommu_tests::l2::{Guest, Iommu};
 
-use super::stage::{FIRST, Stage, WITHIN};
+use super::stage::{FEW_MIB, FIRST, Stage, WITHIN};
 
 /// Where the guest has the disk: behind a root port.
 const ENDPOINT: &str = "01:00.0";
 const CONTROL: &str = "/run/control.sock";
 const QMP: &str = "/run/qmp.sock";
-/// How much of the disk is read.
-const MIB: usize = super::stage::MIB;
 
 /// Waits for the disk, says what it reads, and waits until the disk is gone; the second time, it goes while it is read.
 fn job() -> String {
     format!(
         "function=0000:{ENDPOINT}
         is_there() {{ [ -e /sys/bus/pci/devices/$function ]; }}
-        nvme $function /dev/first; checksum /dev/first {MIB}
+        nvme $function /dev/first; checksum /dev/first {FEW_MIB}
         while is_there; do usleep 50000; done; echo gone once
         until is_there; do usleep 50000; done
-        nvme $function /dev/second; checksum /dev/second {MIB}
+        nvme $function /dev/second; checksum /dev/second {FEW_MIB}
         echo reading; while dd if=/dev/second of=/dev/null bs=64k iflag=direct status=none; do echo again; done
         while is_there; do usleep 50000; done; echo gone twice
         until is_there; do usleep 50000; done
-        nvme $function /dev/third; checksum /dev/third {MIB}"
+        nvme $function /dev/third; checksum /dev/third {FEW_MIB}"
     )
 }
 
@@ -75,9 +73,11 @@ impl Stage {
 
     /// Whether a daemon of another guest finds that somebody has bound the disk.
     fn is_in_use(&mut self) -> Result<bool> {
+        // What it says must not be mixed with what others say at the same time.
         let launch = format!(
             "vhost-user-iommu launch --socket-path /run/other.sock --endpoint 9,vfio={FIRST} -- \
-             /bin/busybox true {{iommufd}}{{vfio:9}} 2>&1"
+             /bin/busybox true {{iommufd}}{{vfio:9}} >/run/other 2>&1
+             while [ -e /run/other.sock ]; do usleep 20000; done; cat /run/other"
         );
         let lines = self.host.execute(&launch)?.join("\n");
         ensure!(lines.contains(&format!("endpoint 9: {FIRST}, group ")), "{lines}");
