@@ -71,7 +71,8 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
         start("control", move || control::serve(&control, &*controlled_iommu))?;
     }
     let session_iommu = iommu.clone();
-    start("session", move || session::serve(listener, &session_iommu, &event_waits))?;
+    let poll = config.poll;
+    start("session", move || session::serve(listener, &session_iommu, &event_waits, poll))?;
     info!("ready: {} endpoints, aperture {}", config.endpoints.len(), config.aperture);
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         warn!("nobody can be told through NOTIFY_SOCKET: {error}");

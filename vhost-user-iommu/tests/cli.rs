@@ -68,6 +68,7 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
             "--log-level loud: the option does not take this value; give one of error, warn, info, debug, trace",
         ),
         (&["--max-domains", "0"], "--max-domains 0: `0` is not a whole number from 1"),
+        (&["--poll", "10001"], "--poll 10001: `10001` is not a whole number from 0 to 10000"),
         (&["--max-faults", "1e9"], "--max-faults 1e9: `1e9` is not a whole number from 1"),
         (&["--fd", "x"], "--fd x: `x` is not the number of a file descriptor; "),
         (&["--fd=-1"], "--fd -1: `-1` is not the number of a file descriptor; "),

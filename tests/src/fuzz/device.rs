@@ -25,6 +25,8 @@ pub const ENDPOINT: EndpointId = EndpointId(0x10);
 pub const OTHER: EndpointId = EndpointId(0x18);
 /// How long an invalidation may go unacknowledged: longer than any input takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// As the default: for two requests that follow each other at once the second one is looked for.
+pub const POLL: Duration = Duration::from_micros(200);
 
 /// The device and what tells of its events. A VMM has yet to connect.
 pub fn iommu(invalidators: BTreeMap<EndpointId, Invalidator>) -> (Arc<Iommu>, Arc<Wake>) {
@@ -99,6 +101,7 @@ fn config() -> Config {
         },
         control: None,
         unmap_timeout: PATIENCE,
+        poll: POLL,
         log_level: LevelFilter::Debug,
     }
 }

@@ -24,7 +24,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, Guest
 use vmm_sys_util::epoll::EventSet;
 use zerocopy::IntoBytes;
 
-use super::device::{self, ENDPOINT, OTHER};
+use super::device::{self, ENDPOINT, OTHER, POLL};
 use super::input::Input;
 use crate::driver::Descriptor;
 
@@ -86,7 +86,7 @@ impl Machine {
     fn new(input: &mut Input<'_>) -> Machine {
         let (iommu, event_waits) = device::iommu(BTreeMap::new());
         let memory = Memory::new(guest_memory(SIZE));
-        let backend = Backend::new(iommu.clone(), event_waits).expect("a file descriptor");
+        let backend = Backend::new(iommu.clone(), event_waits, POLL).expect("a file descriptor");
         let ring = || Ring::new(memory.clone(), 1024).expect("a size of rings");
         let rings = [ring(), ring()];
         let features = backend.features();

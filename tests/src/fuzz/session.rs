@@ -26,7 +26,7 @@ use viommu_core::Features;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use zerocopy::IntoBytes;
 
-use super::device;
+use super::device::{self, POLL};
 use super::input::Input;
 use crate::driver::Descriptor;
 use crate::front_end::{Message, NEED_REPLY, REPLY, VERSION};
@@ -45,7 +45,7 @@ pub fn run(data: &[u8]) {
     let (iommu, event_waits) = device::iommu(BTreeMap::new());
     let (listener, stream) = connected().expect("a socket");
     thread::scope(|scope| {
-        let served = scope.spawn(|| serve_one(&mut Listener::from(listener), &iommu, &event_waits));
+        let served = scope.spawn(|| serve_one(&mut Listener::from(listener), &iommu, &event_waits, POLL));
         let mut vmm = Vmm::new(stream).expect("file descriptors");
         // Ends when the session has closed the connection, or nothing is left to be said.
         let _ = vmm.live(&mut Input::new(data));

@@ -2,6 +2,9 @@
 
 //! Who is woken when: interrupts only where the driver wants them, kicks only where the device wants them.
 
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
 use viommu_tests::driver::{Buffer, flags};
 
 use crate::scene::*;
@@ -72,6 +75,63 @@ fn an_idle_device_wants_to_be_kicked_for_the_next_request() {
             wanted
         });
     }
+}
+
+/// Whether a request without a kick is answered, right after two that had theirs.
+fn is_served_without_a_kick(vmm: &mut Vmm) -> bool {
+    for _ in 0..2 {
+        add_one(vmm);
+        take_silently(vmm);
+    }
+    let byte = vmm.place(&[0xff]);
+    vmm.driver.requests().add(&[Buffer::readable(byte, 1)]).expect("there is room");
+    let until = Instant::now() + MOMENT;
+    while Instant::now() < until {
+        if vmm.driver.requests().take_used().is_some() {
+            return true;
+        }
+    }
+    vmm.driver.requests().kick();
+    take_silently(vmm);
+    false
+}
+
+#[test]
+fn the_next_request_of_a_flock_needs_no_kick() {
+    if available_parallelism().is_ok_and(|processors| processors.get() == 1) {
+        println!("skipped: nothing is polled on a machine with one processor");
+        return;
+    }
+    let served = Served::with(&["--poll", "10000"]);
+    for setup in [Setup::default(), Setup::plain()] {
+        let mut vmm = served.vmm_with(setup);
+        // On a busy machine the two may be far from each other.
+        eventually("a request is found", || is_served_without_a_kick(&mut vmm));
+        vmm.assert_served();
+    }
+}
+
+#[test]
+fn without_polling_every_request_needs_a_kick() {
+    let served = Served::with(&["--poll", "0"]);
+    for setup in [Setup::default(), Setup::plain()] {
+        let mut vmm = served.vmm_with(setup);
+        // Now and then the device is at the ring still.
+        eventually("a request is not found", || !is_served_without_a_kick(&mut vmm));
+    }
+}
+
+#[test]
+fn a_device_that_has_looked_for_requests_in_vain_sleeps() {
+    let served = Served::with(&["--poll", "10000"]);
+    let mut vmm = served.vmm();
+    for _ in 0..100 {
+        vmm.assert_served();
+    }
+    let used = served.processor_time_in_half_a_second();
+    assert!(used < Duration::from_millis(100), "{used:?} of processor time in half a second of idleness");
+    let stopped = vmm.front_end.stop_ring(0);
+    stopped.expect("a ring that is looked at stops, too");
 }
 
 #[test]

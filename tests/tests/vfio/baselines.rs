@@ -5,12 +5,12 @@
 use anyhow::Result;
 use viommu_tests::l2::{Guest, Iommu};
 
-use super::stage::{DISKS, FEW_MIB, FIRST, MIB, SECOND, Stage, WITHIN};
+use super::stage::{DISKS, FEW_MIB, FIRST, SECOND, Stage, WITHIN};
 
 #[test]
-fn without_an_iommu_and_behind_qemus_own_a_guest_reads_and_writes_its_disks() -> Result<()> {
+fn without_an_iommu_and_behind_qemus_own_a_guest_reads_its_disks() -> Result<()> {
     let Some(mut stage) = Stage::new()? else { return Ok(()) };
-    let job = format!("iommu_groups; {DISKS}; checksum /dev/first {FEW_MIB}; copy /dev/second {MIB}");
+    let job = format!("iommu_groups; {DISKS}; checksum /dev/first {FEW_MIB}; checksum /dev/second {FEW_MIB}");
     for (iommu, groups) in [(Iommu::Absent, 0), (Iommu::Qemu, 3)] {
         let guest = Guest::new(iommu).pass("00:04.0", FIRST).pass("00:05.0", SECOND).job(&job);
         stage.host.boot(&guest)?;
@@ -19,7 +19,7 @@ fn without_an_iommu_and_behind_qemus_own_a_guest_reads_and_writes_its_disks() ->
         }
         stage.host.guest_line("iommu_groups end", WITHIN)?;
         stage.guest_read("/dev/first", 0)?;
-        stage.guest_copied("/dev/second", 1)?;
+        stage.guest_read("/dev/second", 1)?;
         assert_eq!(stage.host.guest_end(WITHIN)?, 0);
         assert_eq!(stage.refused_dma()?, [""; 0]);
     }

@@ -63,6 +63,8 @@ impl Stage {
             .device("nvme,bus=port1,drive=first,serial=first")
             .device("nvme,addr=5,drive=second,serial=second");
         let mut host = Host::start(&testbed, more(&testbed, machine)?)?;
+        // Guest memory in large pages is pinned and mapped in far less time.
+        host.execute("echo always >/sys/kernel/mm/transparent_hugepage/shmem_enabled")?;
         for disk in [FIRST, SECOND] {
             host.execute(&format!("give_to_vfio {disk}"))?;
         }

@@ -123,6 +123,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MS", help_heading = BEHAVIOUR, default_value = "2000", value_parser = parse_positive)]
     pub(crate) unmap_timeout: NonZeroU32,
 
+    /// How long to look for the guest's next request before going to sleep, in microseconds; 0 is not at all, 10000 the
+    /// most
+    ///
+    /// Saves the guest an exit and a wake-up for each request of a flock, and takes processor time meanwhile. A request that
+    /// comes alone is not waited for. Has no effect on a host with one processor.
+    #[arg(long, value_name = "US", help_heading = BEHAVIOUR, default_value = "200", value_parser = parse_poll)]
+    pub(crate) poll: u32,
+
     /// What to report on standard error: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", help_heading = BEHAVIOUR, default_value = "info", hide_possible_values = true)]
     pub(crate) log_level: LogLevel,
@@ -182,6 +190,18 @@ fn parse_positive(text: &str) -> Result<NonZeroU32, UsageError> {
         UsageError::new(
             format!("`{text}` is not a whole number from 1 to {}", u32::MAX),
             "write it in decimal digits",
+        )
+    })
+}
+
+/// Longer than any guest's pause between requests that belong together; a VMM that stops the ring may wait as long.
+const POLL_MAX: u32 = 10_000;
+
+fn parse_poll(text: &str) -> Result<u32, UsageError> {
+    text.parse().ok().filter(|poll| *poll <= POLL_MAX).ok_or_else(|| {
+        UsageError::new(
+            format!("`{text}` is not a whole number from 0 to {POLL_MAX}"),
+            "write microseconds in decimal digits",
         )
     })
 }

@@ -57,6 +57,8 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// How long an UNMAP or DETACH waits for a back-end to confirm.
     pub unmap_timeout: Duration,
+    /// How long the guest's next request is looked for before the thread sleeps.
+    pub poll: Duration,
     /// What is reported on standard error.
     pub log_level: LevelFilter,
 }
@@ -96,6 +98,7 @@ impl Config {
             exit_with: options.exit_with,
             control: options.control,
             unmap_timeout: Duration::from_millis(options.unmap_timeout.get().into()),
+            poll: Duration::from_micros(options.poll.into()),
             log_level: options.log_level.into(),
         })
     }

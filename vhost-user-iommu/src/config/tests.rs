@@ -43,6 +43,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
             exit_with: None,
             control: None,
             unmap_timeout: Duration::from_secs(2),
+            poll: Duration::from_micros(200),
             log_level: LevelFilter::Info,
         }
     );
@@ -51,7 +52,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
 #[test]
 fn every_option_reaches_the_configuration() {
     let text = "--fd 7 --endpoint 0:2.0,vhost-user=f,backend=b --endpoint 9 --endpoint 0xa,vfio=fd:8 --iommufd 9 --exit-with 10 --control c --granule 2M --aperture 1G-0x7fffffff \
-                --boot-bypass off --msi-region none --unmap-timeout 150 --log-level trace --max-domains 1 \
+                --boot-bypass off --msi-region none --unmap-timeout 150 --poll 7 --log-level trace --max-domains 1 \
                 --max-mappings 2 --max-mapping-memory 4k --max-faults 3";
     let words: Vec<_> = text.split_whitespace().collect();
     let config = config(&words);
@@ -66,6 +67,7 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(config.aperture, range(1 << 30, 0x7fff_ffff));
     assert_eq!((config.boot_bypass, config.msi_region), (false, None));
     assert_eq!((config.unmap_timeout, config.log_level), (Duration::from_millis(150), LevelFilter::Trace));
+    assert_eq!(config.poll, Duration::from_micros(7));
     let limits = Limits {
         domains_max: 1,
         mappings_max: 2,

@@ -40,14 +40,17 @@ impl Iommu {
     }
 
     fn invalidate(&self, endpoints: Vec<EndpointId>, range: IovaRange) -> Result<(), HostError> {
+        let concerned: Vec<_> =
+            endpoints.iter().filter_map(|endpoint| self.invalidators.get(endpoint)).collect();
+        if concerned.is_empty() {
+            return Ok(());
+        }
         let (done, outcomes) = mpsc::channel();
-        let mut waited_for = 0;
-        for invalidator in endpoints.iter().filter_map(|endpoint| self.invalidators.get(endpoint)) {
+        for invalidator in &concerned {
             invalidator.invalidate(range, done.clone());
-            waited_for += 1;
         }
         let deadline = Instant::now() + self.unmap_timeout;
-        for _ in 0..waited_for {
+        for _ in concerned {
             match outcomes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(outcome) => outcome?,
                 Err(_) => return Err(self.not_acknowledged(&endpoints)),

@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
 
 use log::debug;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -55,13 +56,13 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// The device for a new connection.
+    /// The device for a new connection. After a request the next one is looked for as long as `poll`.
     ///
     /// # Errors
     /// The process has no file descriptor left.
-    pub fn new(iommu: Arc<Iommu>, event_waits: Arc<Wake>) -> io::Result<Backend> {
+    pub fn new(iommu: Arc<Iommu>, event_waits: Arc<Wake>, poll: Duration) -> io::Result<Backend> {
         Ok(Backend {
-            queues: Queues::new(iommu.clone()),
+            queues: Queues::new(iommu.clone(), poll),
             iommu,
             at_work: Mutex::default(),
             position: Mutex::default(),
@@ -82,7 +83,7 @@ impl Backend {
         self.queues.end();
     }
 
-    fn serve_requests(&self, ring: &Ring) {
+    fn serve_requests(&self, ring: &Ring, between: impl Fn()) {
         // A VMM lets its guest go on as soon as the rings do, which is before anything is in them.
         ring.when_enabled(|| {
             let iommu = Arc::downgrade(&self.iommu);
@@ -96,7 +97,7 @@ impl Backend {
                 false => self.iommu.reset(),
             }
         }
-        self.queues.serve_requests(ring);
+        self.queues.serve_requests(ring, between);
         *position = Some(ring.position());
     }
 }
@@ -197,14 +198,11 @@ impl VhostUserBackend for Backend {
         if source == EVENT_WAITS {
             self.event_waits.clear();
         }
-        if source != EVENT_QUEUE
-            && let Some(ring) = ring(REQUEST_QUEUE)
-        {
-            self.serve_requests(ring);
-        }
         // The driver's first request lets events out, and buffers or new events may let out more.
-        if let Some(ring) = ring(EVENT_QUEUE) {
-            self.queues.serve_events(ring);
+        let serve_events = || ring(EVENT_QUEUE).into_iter().for_each(|ring| self.queues.serve_events(ring));
+        match ring(REQUEST_QUEUE).filter(|_| source != EVENT_QUEUE) {
+            Some(ring) => self.serve_requests(ring, serve_events),
+            None => serve_events(),
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod backend;
 mod chain;
 mod event_queue;
 mod kick;
+mod polling;
 mod queues;
 mod request_queue;
 pub mod ring;
@@ -31,11 +32,12 @@ use crate::sync::Wake;
 
 use backend::{Backend, EVENT_WAITS};
 
-/// Serves the VMMs that connect to `listener`, one at a time, for the life of the process.
-pub fn serve(listener: UnixListener, iommu: &Arc<Iommu>, event_waits: &Arc<Wake>) {
+/// Serves the VMMs that connect to `listener`, one at a time, for the life of the process. After a request the next one is
+/// looked for as long as `poll`.
+pub fn serve(listener: UnixListener, iommu: &Arc<Iommu>, event_waits: &Arc<Wake>, poll: Duration) {
     let mut listener = Listener::from(listener);
     loop {
-        if let Err(error) = serve_one(&mut listener, iommu, event_waits) {
+        if let Err(error) = serve_one(&mut listener, iommu, event_waits, poll) {
             error!("cannot serve a VMM: {error}; trying again in a second");
             thread::sleep(RETRY);
         }
@@ -48,9 +50,14 @@ const RETRY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The process is out of file descriptors or threads; what the VMM does wrong is none.
-pub fn serve_one(listener: &mut Listener, iommu: &Arc<Iommu>, event_waits: &Arc<Wake>) -> Result<(), Error> {
+pub fn serve_one(
+    listener: &mut Listener,
+    iommu: &Arc<Iommu>,
+    event_waits: &Arc<Wake>,
+    poll: Duration,
+) -> Result<(), Error> {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let backend = Backend::new(iommu.clone(), event_waits.clone()).map_err(Error::StartDaemon)?;
+    let backend = Backend::new(iommu.clone(), event_waits.clone(), poll).map_err(Error::StartDaemon)?;
     let backend = Arc::new(backend);
     let daemon = VhostUserDaemon::new("session".to_owned(), backend.clone(), memory);
     let served = daemon.and_then(|daemon| converse(daemon, &backend, listener, event_waits));

@@ -2,8 +2,9 @@
 
 //! What serving either queue needs beside its ring. How each is served is in `request_queue` and `event_queue`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use log::Level;
 use virtio_queue::Error;
@@ -11,18 +12,22 @@ use virtio_queue::Error;
 use crate::iommu::Iommu;
 use crate::throttle::Throttle;
 
+use super::polling::Polling;
+
 /// The device, and what is told of its rings.
 #[derive(Debug)]
 pub struct Queues {
     pub(super) iommu: Arc<Iommu>,
     pub(super) broken: Throttle,
+    pub(super) polling: Mutex<Polling>,
     is_over: AtomicBool,
 }
 
 impl Queues {
-    /// The queues of one connection.
-    pub fn new(iommu: Arc<Iommu>) -> Queues {
-        Queues { iommu, broken: Throttle::new(Level::Warn), is_over: AtomicBool::default() }
+    /// The queues of one connection, where the next request is looked for as long as `poll`.
+    pub fn new(iommu: Arc<Iommu>, poll: Duration) -> Queues {
+        let polling = Mutex::new(Polling::new(poll));
+        Queues { iommu, broken: Throttle::new(Level::Warn), polling, is_over: AtomicBool::default() }
     }
 
     /// Nothing is served any more. A ring may never be empty: what the device returns can make more available.

@@ -6,14 +6,18 @@ use vhost_user_backend::VringT;
 use virtio_queue::Error;
 use vm_memory::GuestMemoryMmap;
 
+use crate::sync::lock;
+
 use super::chain::Buffers;
 use super::queues::Queues;
 use super::ring::Ring;
 
 impl Queues {
-    /// Serves requests until there are none, and asks to be kicked for the next.
-    pub fn serve_requests(&self, ring: &Ring) {
-        while let Err(error) = self.serve_all_requests(ring) {
+    /// Serves requests until there are none, and asks to be kicked for the next. What is to be done `between` requests is
+    /// done whenever there are none for now.
+    pub fn serve_requests(&self, ring: &Ring, between: impl Fn()) {
+        lock(&self.polling).woken();
+        while let Err(error) = self.serve_all_requests(ring, &between) {
             self.tell_broken("request", &error);
             // The driver may have put the ring right before it could see that it is to kick again. Where even this
             // fails, the ring is out of reach for the driver's wishes, too.
@@ -24,11 +28,13 @@ impl Queues {
         }
     }
 
-    fn serve_all_requests(&self, ring: &Ring) -> Result<(), Error> {
+    fn serve_all_requests(&self, ring: &Ring, between: &impl Fn()) -> Result<(), Error> {
         loop {
             ring.disable_notification()?;
             self.serve_available_requests(ring)?;
-            if !ring.enable_notification()? || self.is_over() {
+            between();
+            let found = lock(&self.polling).finds(|| self.is_over() || ring.has_news());
+            if self.is_over() || !(found || ring.enable_notification()?) {
                 return Ok(());
             }
         }

@@ -72,6 +72,15 @@ impl Ring {
         Position { addresses, next_available: queue.next_avail() }
     }
 
+    /// Whether there is anything to look at: another chain, an index that makes no sense, or that the ring has been stopped.
+    pub fn has_news(&self) -> bool {
+        let state = self.get_ref();
+        let queue = state.get_queue();
+        let is_running = state.is_enabled() && queue.ready();
+        let available = queue.avail_idx(&*self.memory(), Ordering::Acquire);
+        !is_running || available.map_or(true, |available| available.0 != queue.next_avail())
+    }
+
     /// The next chain that the driver has made available, if the ring runs.
     ///
     /// # Errors

@@ -38,6 +38,9 @@
 //!    kernel failed: then everything translates as before, and the guest gets an error status.
 //! 7. The status is chosen in one place, from the reject or the host's error: see [`Status`](crate::Status).
 //! 8. `session/chain` writes the reply into the writable part, and the ring gets its used entry.
+//! 9. When the queue is empty, `session/polling` may look for the next request for a moment (`--poll`), while the driver
+//!    is not to kick. Linux waits for each reply with interrupts off, so what a kick and a sleeping thread cost is the
+//!    guest's processor time.
 //!
 //! # Threads
 //!

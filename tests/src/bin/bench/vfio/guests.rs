@@ -37,8 +37,9 @@ pub fn run(rounds: usize, daemon: &Path) -> Result<()> {
     for round in 1..=rounds {
         for stage in &mut stages {
             eprintln!("round {round} of {rounds}, CPUs of the host: {}", stage.cpus);
-            for iommu in [Iommu::Absent, ours(), Iommu::Qemu] {
-                let with_memory = (round == 1 && stage.cpus == 2).then_some(&mut memory);
+            for iommu in [Iommu::Absent].into_iter().chain(figures::ours()).chain([Iommu::Qemu]) {
+                let is_plain = !matches!(&iommu, Iommu::Daemon(options) if !options.is_empty());
+                let with_memory = (round == 1 && stage.cpus == 2 && is_plain).then_some(&mut memory);
                 stage.measure(round, &iommu, &mut reads, with_memory)?;
             }
         }
@@ -49,10 +50,6 @@ pub fn run(rounds: usize, daemon: &Path) -> Result<()> {
     figures::print_reads(READS, &reads);
     figures::print_memory(Guest::new(Iommu::Absent).memory_mib(), &memory);
     Ok(())
-}
-
-fn ours() -> Iommu {
-    Iommu::Daemon(Vec::new())
 }
 
 impl Stage {
@@ -103,7 +100,7 @@ impl Stage {
     }
 
     fn measure_passthrough(&mut self, memory: &mut Vec<Memory>) -> Result<()> {
-        for iommu in [ours(), Iommu::Qemu] {
+        for iommu in [Iommu::Daemon(Vec::new()), Iommu::Qemu] {
             self.boot(&iommu, "iommu.passthrough=1", &format!("iops /dev/first {READS}"))?;
             self.reads_a_second()?;
             memory.push(self.memory(&iommu, Mode::Bypass)?);
