@@ -28,6 +28,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
             listen: Listen::Path("iommu.sock".into()),
             endpoints: Vec::new(),
             iommufd: None,
+            mode: Mode::Map,
             page_size_mask: 0x4020_1000,
             aperture: IovaRange::ALL,
             boot_bypass: true,
@@ -58,7 +59,7 @@ fn every_option_reaches_the_configuration() {
     let config = config(&words);
     let ids: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.id).collect();
     assert_eq!(ids, [EndpointId(0x10), EndpointId(9), EndpointId(10)]);
-    assert_eq!(config.endpoints[2].kind, EndpointKind::Vfio { device: VfioDevice::Fd(8) });
+    assert_eq!(config.endpoints[2].kind, EndpointKind::Vfio { device: VfioDevice::Fd(8), pasid: false });
     assert_eq!((config.iommufd, config.exit_with), (Some(9), Some(10)));
     assert_eq!(config.control, Some("c".into()));
     assert!(config.msi_region_is_given);

@@ -60,7 +60,7 @@ impl Vfio {
         tell_missing(&context);
         let (mut devices, mut facts) = (Vec::new(), BTreeMap::new());
         for endpoint in &config.endpoints {
-            let EndpointKind::Vfio { device: VfioDevice::Fd(number) } = endpoint.kind else { continue };
+            let EndpointKind::Vfio { device: VfioDevice::Fd(number), .. } = endpoint.kind else { continue };
             let about = |error: UsageError| error.about("endpoint", &endpoint.label);
             let cdev = inherited(number).map_err(about)?;
             let found = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
