@@ -14,7 +14,6 @@
 
 pub mod device;
 mod error;
-pub mod event;
 pub mod format;
 #[cfg(feature = "mock")]
 pub mod mock;

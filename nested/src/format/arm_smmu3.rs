@@ -11,11 +11,13 @@ use iommufd_bindings::{
     iommu_veventq_type_IOMMU_VEVENTQ_TYPE_ARM_SMMUV3, iommu_viommu_type_IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
 };
 use rustix::io::Errno;
-use viommu_core::{Caches, Invalidation, Iova, Pasid, Scope, Table};
+use viommu_core::{
+    Caches, EndpointId, Invalidation, Pasid, Scope, Table, TableAccess, TableFault, TableFaultReason,
+    TableHardware,
+};
 
 use super::{Description, Format, Member, Nesting, Root};
 use crate::device::HwInfo;
-use crate::event::{EventAccess, EventReason, TableEvent};
 use crate::object::Entries;
 
 /// The row.
@@ -79,10 +81,14 @@ impl Format for ArmSmmu3 {
         if Abilities::of(info).repeat { 2 } else { 1 }
     }
 
-    fn event(&self, record: &[u8]) -> Option<(u64, TableEvent)> {
+    fn event(&self, record: &[u8]) -> Option<TableFault> {
         let (words, _) = record.as_chunks::<8>();
         let [first, second, third, _] = words else { return None };
         Some(event([first, second, third].map(|word| u64::from_le_bytes(*word))))
+    }
+
+    fn told(&self, info: &HwInfo, ats: bool) -> TableHardware {
+        TableHardware::ArmSmmu3 { idr: told(std::array::from_fn(|number| info.word(8 + 4 * number)), ats) }
     }
 }
 
@@ -135,6 +141,31 @@ fn root(ste: [u64; 2]) -> Option<Root> {
         _ => 8 << descriptors_lg2.saturating_sub(10),
     };
     has_descriptors(ste).then(|| Root::of(ste[0] & CONTEXT_POINTER, bytes))
+}
+
+/// Fields of `SMMU_IDR0`, 1, 3 and 5 that user space may go by (`struct iommu_hw_info_arm_smmuv3`): `TTF`, `ASID16`, `CD2L`,
+/// `TTENDIAN`, `TERM_MODEL` and `ST_LEVEL`; `SIDSIZE` and `SSIDSIZE`; `RIL` and `BBML`; the granules, `DS` and `VAX`; and
+/// `OAS`, without which a guest cannot say how large its addresses are.
+const TOLD: [u32; 6] = [
+    3 << 2 | 1 << 12 | 1 << 19 | 3 << 21 | 1 << 26 | 3 << 27,
+    0x3f | 0x1f << 6,
+    0,
+    IDR3_RIL | 3 << 11,
+    0,
+    7 | 7 << 4 | 1 << 7 | 3 << 10,
+];
+/// `SMMU_IDR0.S1P` and `COHACC`: there is no nesting without.
+const STAGE_1_AND_COHERENT: u32 = 1 << 1 | 1 << 4;
+/// `SMMU_IDR0.ATS`.
+const IDR0_ATS: u32 = 1 << 10;
+/// `SMMU_IDR0.STALL_MODEL`: accesses that fail do not wait for anybody.
+const NO_STALLS: u32 = 1 << 24;
+
+/// The registers as a guest may know them.
+fn told(idr: [u32; 6], ats: bool) -> [u32; 6] {
+    let mut told: [u32; 6] = std::array::from_fn(|number| idr[number] & TOLD[number]);
+    told[0] |= STAGE_1_AND_COHERENT | NO_STALLS | if ats { idr[0] & IDR0_ATS } else { 0 };
+    told
 }
 
 const CFGI_CD: u64 = 0x05;
@@ -315,42 +346,42 @@ const SCALE_MAX: u32 = 31;
 /// Bytes of an event record.
 const EVENT_BYTES: usize = 32;
 
-/// The StreamID of a record and what it says, by its first three words.
-fn event([first, second, third]: [u64; 3]) -> (u64, TableEvent) {
+/// What a record says, by its first three words.
+fn event([first, second, third]: [u64; 3]) -> TableFault {
     let has_substream = first & SUBSTREAM_VALID != 0;
     let is_of_stage_2 = second >> 39 & 1 != 0;
     let class = second >> 40 & 3;
     let (reason, has_address) = match first & 0xff {
         // C_BAD_STE, F_STREAM_DISABLED, C_BAD_SUBSTREAMID, C_BAD_CD.
-        0x04 | 0x06 | 0x08 | 0x0a => (EventReason::Table, false),
+        0x04 | 0x06 | 0x08 | 0x0a => (TableFaultReason::Table, false),
         // Of F_TRANSLATION and the like below, when guest memory itself lacks what is looked for.
         0x10..=0x13 if is_of_stage_2 => match class {
-            0 => (EventReason::Table, true),
-            1 => (EventReason::PteFetch, true),
-            _ => (EventReason::Unknown, true),
+            0 => (TableFaultReason::Table, true),
+            1 => (TableFaultReason::PteFetch, true),
+            _ => (TableFaultReason::Unknown, true),
         },
         // F_TRANSLATION, F_ADDR_SIZE, F_ACCESS, F_PERMISSION.
-        0x10 => (EventReason::Mapping, true),
-        0x11 => (EventReason::OutOfRange, true),
-        0x12 => (EventReason::Access, true),
-        0x13 => (EventReason::Permission, true),
-        _ => (EventReason::Unknown, false),
+        0x10 => (TableFaultReason::Mapping, true),
+        0x11 => (TableFaultReason::OutOfRange, true),
+        0x12 => (TableFaultReason::Access, true),
+        0x13 => (TableFaultReason::Permission, true),
+        _ => (TableFaultReason::Unknown, false),
     };
-    let event = TableEvent {
+    TableFault {
+        endpoint: EndpointId((first >> 32) as u32),
         reason,
         pasid: has_substream.then_some(Pasid((first >> 12 & 0xf_ffff) as u32)),
-        address: has_address.then_some(Iova(third)),
-        access: if has_address { access(second) } else { EventAccess::empty() },
-    };
-    (first >> 32, event)
+        address: has_address.then_some(third),
+        access: if has_address { access(second) } else { TableAccess::empty() },
+    }
 }
 
 /// What was tried, by a record's second word.
-fn access(word: u64) -> EventAccess {
+fn access(word: u64) -> TableAccess {
     let bit = |number: u32| word >> number & 1 != 0;
-    let mut access = if bit(35) { EventAccess::READ } else { EventAccess::WRITE };
-    access.set(EventAccess::EXECUTE, bit(34));
-    access.set(EventAccess::PRIVILEGED, bit(33));
+    let mut access = if bit(35) { TableAccess::READ } else { TableAccess::WRITE };
+    access.set(TableAccess::EXEC, bit(34));
+    access.set(TableAccess::PRIVILEGED, bit(33));
     access
 }
 

@@ -7,13 +7,14 @@
 //! description's word, which is the beginning of the guest's.
 
 use rustix::io::Errno;
-use viommu_core::{Invalidation, Pasid, Scope, Table};
+use viommu_core::{
+    EndpointId, Invalidation, Pasid, Scope, Table, TableAccess, TableFault, TableFaultReason, TableHardware,
+};
 
 use super::arm_smmu3::ArmSmmu3;
 use super::vtd::{Vtd, check_pasid};
 use super::{Description, Format, Member, Nesting};
 use crate::device::HwInfo;
-use crate::event::{EventAccess, EventReason, TableEvent};
 use crate::mock::{HW_INFO, HWPT_DATA, INVALIDATE_DATA, VEVENTQ, VIOMMU};
 use crate::object::Entries;
 
@@ -70,10 +71,15 @@ impl Format for InViommu {
         vec![Entries::of(INVALIDATE_DATA, &of_all.collect::<Vec<_>>())]
     }
 
-    fn event(&self, record: &[u8]) -> Option<(u64, TableEvent)> {
-        let number = u32::from_ne_bytes(*record.first_chunk()?);
-        let access = EventAccess::empty();
-        Some((number.into(), TableEvent { reason: EventReason::Unknown, pasid: None, address: None, access }))
+    fn event(&self, record: &[u8]) -> Option<TableFault> {
+        let endpoint = EndpointId(u32::from_ne_bytes(*record.first_chunk()?));
+        let (reason, access) = (TableFaultReason::Unknown, TableAccess::empty());
+        Some(TableFault { endpoint, pasid: None, address: None, access, reason })
+    }
+
+    fn told(&self, _: &HwInfo, _: bool) -> TableHardware {
+        // Two granules, ranges, 20 bits of a SubstreamID.
+        TableHardware::ArmSmmu3 { idr: [0x0100_001e, 20 << 6 | 32, 0, 1 << 10, 0, 5 << 4 | 5] }
     }
 }
 
@@ -97,5 +103,10 @@ impl Format for OnParent {
 
     fn entries(&self, _: &HwInfo, invalidation: &Invalidation, _: &[Member]) -> Vec<Entries> {
         vec![Entries::of(INVALIDATE_DATA, &slots(invalidation))]
+    }
+
+    fn told(&self, _: &HwInfo, _: bool) -> TableHardware {
+        // Pages of 1 GiB and five levels; PASIDs.
+        TableHardware::IntelVtd { flags: 0, cap: 1 << 56 | 1 << 60, ecap: 1 << 40 }
     }
 }

@@ -13,11 +13,12 @@ pub mod vtd;
 use std::fmt;
 
 use rustix::io::Errno;
-use viommu_core::{Invalidation, IovaRange, Pasid, Table};
+use viommu_core::{Invalidation, IovaRange, Pasid, Scope, Table, TableFault, TableHardware};
 
 use crate::device::HwInfo;
-use crate::event::TableEvent;
 use crate::object::Entries;
+
+pub use facts::{HostFacts, TableFacts};
 
 /// A vendor's tables.
 pub trait Format: fmt::Debug + Send + Sync {
@@ -45,10 +46,13 @@ pub trait Format: fmt::Debug + Send + Sync {
         1
     }
 
-    /// The device's number in its vIOMMU and what it did, by a record from the event queue.
-    fn event(&self, _: &[u8]) -> Option<(u64, TableEvent)> {
+    /// What a record from the event queue says; the endpoint is the device's number in its vIOMMU.
+    fn event(&self, _: &[u8]) -> Option<TableFault> {
         None
     }
+
+    /// The hardware as a guest may know it, for a device that has ATS or not.
+    fn told(&self, info: &HwInfo, ats: bool) -> TableHardware;
 }
 
 /// What nested page tables are made on.
@@ -123,7 +127,6 @@ pub fn of(info: &HwInfo, table: &Table) -> Option<&'static dyn Format> {
 
 /// Whether an invalidation is about a table of this PASID. To VT-d accesses without a PASID have number 0.
 pub fn concerns(invalidation: &Invalidation, pasid: Option<Pasid>) -> bool {
-    use viommu_core::Scope;
     let of = match invalidation.scope {
         Scope::Domain | Scope::Addresses { pasid: None, .. } => return true,
         Scope::Pasid(of) | Scope::Addresses { pasid: Some(of), .. } => of,

@@ -11,7 +11,7 @@ use iommufd_bindings::{
     iommu_hwpt_vtd_s1_invalidate_flags_IOMMU_VTD_INV_FLAGS_LEAF,
 };
 use rustix::io::Errno;
-use viommu_core::{Invalidation, Pasid, Scope, Table};
+use viommu_core::{Invalidation, Pasid, Scope, Table, TableHardware};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{Description, Format, Member, Nesting, Root};
@@ -92,8 +92,7 @@ impl Format for Vtd {
 
     fn check(&self, info: &HwInfo, table: &Table, pasid: Option<Pasid>) -> Result<(), Errno> {
         let Table::IntelPt { root, address_bits, .. } = *table else { return Err(Errno::INVAL) };
-        // Behind the two words of `struct iommu_hw_info_vtd`.
-        let capabilities = u64::from(info.word(8)) | u64::from(info.word(12)) << 32;
+        let (capabilities, _) = told(info, false);
         let has_width = match address_bits {
             48 => true,
             57 => capabilities & CAP_FIVE_LEVELS != 0,
@@ -110,6 +109,35 @@ impl Format for Vtd {
         let is_nothing = invalidation.caches.is_empty();
         if is_nothing { Vec::new() } else { vec![Entries::of(data_type, &[VtdEntry::of(invalidation)])] }
     }
+
+    fn told(&self, info: &HwInfo, ats: bool) -> TableHardware {
+        let (cap, ecap) = told(info, ats);
+        TableHardware::IntelVtd { flags: info.word(0), cap, ecap }
+    }
+}
+
+/// `ECAP_REG.DT`, `NEST`, `PRS` and `PASID`: what is a matter of the device too, or of the host's alone.
+const ECAP_DEVICE_TLB: u64 = 1 << 2;
+const ECAP_NESTING: u64 = 1 << 26;
+const ECAP_PAGE_REQUESTS: u64 = 1 << 29;
+const ECAP_PASID: u64 = 1 << 40;
+
+/// The registers as they are for a device, and as a guest may know them.
+pub(super) fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
+    let word = |offset| u64::from(info.word(offset)) | u64::from(info.word(offset + 4)) << 32;
+    let mut hidden = ECAP_NESTING;
+    if !ats {
+        hidden |= ECAP_DEVICE_TLB | ECAP_PAGE_REQUESTS;
+    }
+    if info.pasid_bits == 0 {
+        hidden |= ECAP_PASID;
+    }
+    (word(8), word(16) & !hidden)
+}
+
+/// Whether the IOMMU can hand page requests on.
+pub(super) fn has_page_requests(info: &HwInfo) -> bool {
+    u64::from(info.word(16)) & ECAP_PAGE_REQUESTS != 0
 }
 
 /// Whether the device can have a PASID. The kernel does not say if it cannot have any.
@@ -177,6 +205,26 @@ mod tests {
         ] {
             assert_eq!(Vtd.check(info, &table, pasid.map(Pasid)), expected, "{table:?} {pasid:?}");
         }
+    }
+
+    #[test]
+    fn a_guest_knows_of_the_registers_what_it_may() {
+        let words = [0x11, 0x22, 0x3333, 0x4444];
+        let info = |pasid_bits, words: [u32; 4]| {
+            let [flags, reserved, low, high] = words;
+            let data = [flags, reserved, low, high, u32::MAX, u32::MAX]
+                .map(u32::to_ne_bytes)
+                .as_flattened()
+                .to_vec();
+            HwInfo { data_type: 1, data, pasid_bits, capabilities: 0 }
+        };
+        let of = |pasid_bits, ats| Vtd.told(&info(pasid_bits, words), ats);
+        let told = |ecap| TableHardware::IntelVtd { flags: 0x11, cap: 0x4444_0000_3333, ecap };
+        assert_eq!(of(20, true), told(!(1 << 26)));
+        assert_eq!(of(0, true), told(!(1 << 26 | 1 << 40)));
+        assert_eq!(of(20, false), told(!(1 << 26 | 1 << 29 | 1 << 2)));
+        assert!(has_page_requests(&info(0, words)));
+        assert!(!has_page_requests(&super::tests::info(0, 0)));
     }
 
     #[test]

@@ -35,9 +35,7 @@ pub trait Known {
     fn mappings(&self, domain: DomainId) -> Vec<Mapping>;
 
     /// The tables that an endpoint and its PASIDs use, and the domains that they are in.
-    fn tables(&self, _: EndpointId) -> Vec<(Option<Pasid>, DomainId, Table)> {
-        Vec::new()
-    }
+    fn tables(&self, endpoint: EndpointId) -> Vec<(Option<Pasid>, DomainId, Table)>;
 
     /// The endpoints that are in no domain.
     fn unattached(&self) -> Vec<EndpointId>;
@@ -49,6 +47,12 @@ pub trait Known {
 impl Known for Device {
     fn mappings(&self, domain: DomainId) -> Vec<Mapping> {
         self.domain(domain).into_iter().flat_map(|domain| domain.mappings()).collect()
+    }
+
+    fn tables(&self, endpoint: EndpointId) -> Vec<(Option<Pasid>, DomainId, Table)> {
+        let pasids = self.pasids(endpoint).map(Some);
+        let attached = |pasid| self.table_of(endpoint, pasid).map(|(domain, table)| (pasid, domain, table));
+        [None].into_iter().chain(pasids).filter_map(attached).collect()
     }
 
     fn unattached(&self) -> Vec<EndpointId> {

@@ -5,21 +5,37 @@
 //! Every request for a page is answered once: by the caller; by the kernel when what it was made under is replaced or
 //! detached; or here, when nobody else knows of it.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
-use viommu_core::{EndpointId, Iova, Pasid, ResponseCode};
+use viommu_core::{EndpointId, Pasid, RequestGroup, ResponseCode, TableAccess, TableFault};
 
 use crate::device::{Attach, DeviceId};
 use crate::error::{Error, Result};
-use crate::event::{EventAccess, Notice, PageRequested};
 use crate::object::{FaultQueue, PageRequest, PageResponse, PageResponseCode, Vevent};
 
 use super::Shadow;
 use super::base::Base;
+
+/// What the kernel had to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A device asks for pages, and waits for an answer.
+    Pages {
+        /// By what the guest knows the group: all of its requests are here, and are answered together.
+        to: RequestGroup,
+        /// What the answer refers to. It is never used again.
+        cookie: u64,
+        /// What it asks for; the last one is the last of the group.
+        pages: Vec<viommu_core::PageRequest>,
+    },
+    /// An access of a device failed.
+    Failed(TableFault),
+    /// Failed accesses were not told: there were too many. They may be of this endpoint, or of any behind the same IOMMU.
+    Lost(EndpointId),
+}
 
 /// A group of requests that waits for its answer.
 #[derive(Debug)]
@@ -49,16 +65,18 @@ impl<D: Attach> Shadow<D> {
             self.read_events(&base, notices)?;
         }
         let Some(faults) = self.faults.clone() else { return Ok(()) };
-        let mut cookies = BTreeMap::new();
-        for request in faults.read()? {
-            match self.endpoint_of(request.device) {
+        // The kernel tells all of a group at once.
+        let requests = faults.read()?;
+        for group in requests.chunk_by(|one, next| one.cookie == next.cookie) {
+            let Some(first) = group.first() else { continue };
+            match self.endpoint_of(first.device) {
                 Some(endpoint) => {
-                    let cookie =
-                        *cookies.entry(request.cookie).or_insert_with(|| self.keep(endpoint, &request));
-                    notices.push(Notice::PageRequested(requested(endpoint, &request, cookie)));
+                    let to = RequestGroup { endpoint, pasid: first.pasid.map(Pasid), group: first.group };
+                    let pages = group.iter().map(page).collect();
+                    notices.push(Notice::Pages { to, cookie: self.keep(endpoint, first), pages });
                 }
-                None => answer(&faults, request.cookie, PageResponseCode::Invalid).unwrap_or_else(|error| {
-                    log::error!("device {}: {error}", request.device);
+                None => answer(&faults, first.cookie, PageResponseCode::Invalid).unwrap_or_else(|error| {
+                    log::error!("device {}: {error}", first.device);
                 }),
             }
         }
@@ -121,19 +139,19 @@ impl<D: Attach> Shadow<D> {
         added.map_err(|errno| Error::of_call("epoll_ctl", errno, format_args!("a new queue")))
     }
 
-    fn read_events(&self, base: &Base, notices: &mut Vec<Notice>) -> Result<()> {
+    fn read_events(&self, base: &Arc<Base>, notices: &mut Vec<Notice>) -> Result<()> {
         let Some(events) = base.events() else { return Ok(()) };
         for event in events.read()? {
             match event {
-                Vevent::Lost(_) => notices.push(Notice::Lost),
+                Vevent::Lost(_) => {
+                    let mut of_base = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_over(base));
+                    notices.extend(of_base.next().map(|(endpoint, _)| Notice::Lost(*endpoint)));
+                }
                 Vevent::Event(_, record) => {
-                    let told = base.format().event(&record);
-                    let endpoint = told.and_then(|(number, _)| u32::try_from(number).ok().map(EndpointId));
-                    // One that has gone meanwhile is of no interest.
-                    let endpoint = endpoint.filter(|endpoint| self.endpoints.contains_key(endpoint));
-                    notices.extend(
-                        endpoint.zip(told).map(|(endpoint, (_, event))| Notice::Failed(endpoint, event)),
-                    );
+                    let fault = base.format().event(&record);
+                    // One of a device that has gone meanwhile is of no interest.
+                    let fault = fault.filter(|fault| self.endpoints.contains_key(&fault.endpoint));
+                    notices.extend(fault.map(Notice::Failed));
                 }
             }
         }
@@ -169,16 +187,10 @@ impl<D> Shadow<D> {
     }
 }
 
-fn requested(endpoint: EndpointId, request: &PageRequest, cookie: u64) -> PageRequested {
-    PageRequested {
-        endpoint,
-        pasid: request.pasid.map(Pasid),
-        group: request.group,
-        is_last: request.is_last,
-        access: EventAccess::from_bits_truncate(request.permissions),
-        address: Iova(request.address),
-        cookie,
-    }
+fn page(request: &PageRequest) -> viommu_core::PageRequest {
+    // The kernel has the same bits (`enum iommu_hwpt_pgfault_perm`).
+    let access = TableAccess::from_bits_truncate(request.permissions);
+    viommu_core::PageRequest { address: request.address, access }
 }
 
 /// Answers a group, unless the kernel has.

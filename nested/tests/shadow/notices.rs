@@ -5,8 +5,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use viommu_core::{Pasid, ResponseCode};
-use viommu_nested::event::{EventAccess, Notice, PageRequested};
+use viommu_core::{PageRequest, Pasid, RequestGroup, ResponseCode, TableAccess};
+use viommu_nested::shadow::Notice;
 
 use super::tables::{DOMAIN, ONE, OTHER, TableBed, in_viommu, on_parent};
 use super::*;
@@ -76,7 +76,7 @@ impl TableBed {
         notices
     }
 
-    fn ask(&mut self, pasid: Option<Pasid>, group: u32) -> PageRequested {
+    fn ask(&mut self, pasid: Option<Pasid>, group: u32) -> u64 {
         let number = pasid.map_or(0, |pasid| pasid.0);
         self.mock(ONE).request_page(number, group, 3, 0xdead_b000).expect("it is raised");
         // The mock hands it to a thread of the kernel.
@@ -84,22 +84,15 @@ impl TableBed {
         poll(&mut [PollFd::from_borrowed_fd(self.shadow.sources(), PollFlags::IN)], Some(&within))
             .expect("it waits");
         let notices = self.notices();
-        let [Notice::PageRequested(request)] = notices[..] else { panic!("{notices:?}") };
-        let expected = PageRequested {
-            endpoint: ONE,
-            pasid,
-            group,
-            is_last: true,
-            access: EventAccess::READ | EventAccess::WRITE,
-            address: Iova(0xdead_b000),
-            cookie: request.cookie,
-        };
-        assert_eq!(request, expected);
-        request
+        let [Notice::Pages { to, cookie, pages }] = &notices[..] else { panic!("{notices:?}") };
+        assert_eq!(*to, RequestGroup { endpoint: ONE, pasid, group });
+        let access = TableAccess::READ | TableAccess::WRITE;
+        assert_eq!(pages[..], [PageRequest { address: 0xdead_b000, access }]);
+        *cookie
     }
 
-    fn answer(&mut self, request: PageRequested, code: ResponseCode) {
-        self.shadow.respond(request.cookie, code).expect("it is answered");
+    fn answer(&mut self, cookie: u64, code: ResponseCode) {
+        self.shadow.respond(cookie, code).expect("it is answered");
     }
 }
 
@@ -191,12 +184,14 @@ fn failed_accesses_are_told_and_so_is_their_loss() {
     assert_eq!(bed.notices(), []);
     bed.mock(OTHER).raise_event().expect("it is raised");
     let notices = bed.notices();
-    let [Notice::Failed(endpoint, event)] = notices[..] else { panic!("{notices:?}") };
-    assert_eq!((endpoint, event.address, event.pasid), (OTHER, None, None));
+    let [Notice::Failed(fault)] = notices[..] else { panic!("{notices:?}") };
+    assert_eq!((fault.endpoint, fault.address, fault.pasid), (OTHER, None, None));
     (0..300).for_each(|_| bed.mock(ONE).raise_event().expect("it is raised"));
     let notices = bed.notices();
-    assert_eq!(notices.iter().filter(|notice| matches!(notice, Notice::Failed(ONE, _))).count(), 256);
-    assert_eq!(notices.iter().filter(|notice| **notice == Notice::Lost).count(), 1);
-    assert_eq!(notices.last(), Some(&Notice::Lost));
+    let failed =
+        notices.iter().filter(|notice| matches!(notice, Notice::Failed(fault) if fault.endpoint == ONE));
+    assert_eq!(failed.count(), 256);
+    assert_eq!(notices.iter().filter(|notice| matches!(notice, Notice::Lost(_))).count(), 1);
+    assert!(matches!(notices.last(), Some(Notice::Lost(_))));
     assert_eq!(bed.notices(), []);
 }

@@ -7,7 +7,7 @@
 use std::os::fd::AsFd;
 
 use log::{error, info};
-use viommu_core::{Domain, DomainId, EndpointId, HostError, IovaRange, Mapping};
+use viommu_core::{Domain, DomainId, EndpointId, HostError, IovaRange, Mapping, Pasid, Table};
 use viommu_nested::Result;
 use viommu_nested::shadow::{Goal, Known, MemoryRegion, Reach, Shadow};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -19,6 +19,10 @@ use super::Iommu;
 impl Known for Iommu {
     fn mappings(&self, domain: DomainId) -> Vec<Mapping> {
         self.state().device().mappings(domain)
+    }
+
+    fn tables(&self, endpoint: EndpointId) -> Vec<(Option<Pasid>, DomainId, Table)> {
+        self.state().device().tables(endpoint)
     }
 
     fn unattached(&self) -> Vec<EndpointId> {

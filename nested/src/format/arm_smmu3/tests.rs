@@ -233,39 +233,45 @@ fn a_record_says_why_where_and_who() {
     };
     let (read, write) = (1 << 35, 0);
     for (number, reason) in [
-        (0x10, EventReason::Mapping),
-        (0x11, EventReason::OutOfRange),
-        (0x12, EventReason::Access),
-        (0x13, EventReason::Permission),
+        (0x10, TableFaultReason::Mapping),
+        (0x11, TableFaultReason::OutOfRange),
+        (0x12, TableFaultReason::Access),
+        (0x13, TableFaultReason::Permission),
     ] {
-        let (stream, event) = record(number, read);
-        let expected = TableEvent {
-            reason,
-            pasid: None,
-            address: Some(Iova(0xffff_0000_1000)),
-            access: EventAccess::READ,
-        };
-        assert_eq!((stream, event), (0x12, expected));
+        let (endpoint, address) = (EndpointId(0x12), Some(0xffff_0000_1000));
+        let expected = TableFault { endpoint, reason, pasid: None, address, access: TableAccess::READ };
+        assert_eq!(record(number, read), expected);
     }
     for number in [0x04, 0x06, 0x08, 0x0a] {
-        let (_, event) = record(number, read);
-        let expected = TableEvent {
-            reason: EventReason::Table,
-            pasid: None,
-            address: None,
-            access: EventAccess::empty(),
-        };
-        assert_eq!(event, expected);
+        let (endpoint, reason, access) = (EndpointId(0x12), TableFaultReason::Table, TableAccess::empty());
+        let expected = TableFault { endpoint, reason, pasid: None, address: None, access };
+        assert_eq!(record(number, read), expected);
     }
-    assert_eq!(record(0x10, write).1.access, EventAccess::WRITE);
-    assert_eq!(record(0x10, 1 << 33 | 1 << 34 | read).1.access, !EventAccess::WRITE);
-    assert_eq!(record(0x10, 1 << 33).1.access, EventAccess::WRITE | EventAccess::PRIVILEGED);
-    assert_eq!(record(0x10 | 1 << 11 | 0xfedcb << 12, read).1.pasid, Some(Pasid(0xfedcb)));
-    assert_eq!(record(0x08 | 1 << 11 | 5 << 12, read).1.pasid, Some(Pasid(5)));
-    assert_eq!(record(0x10 | 0xfedcb << 12, read).1.pasid, None, "not without SSV");
-    let of_stage_2 = |class: u64| record(0x10, 1 << 39 | class << 40).1.reason;
-    assert_eq!([0, 1, 2].map(of_stage_2), [EventReason::Table, EventReason::PteFetch, EventReason::Unknown]);
-    assert_eq!(record(0x02, 0).1.reason, EventReason::Unknown);
+    assert_eq!(record(0x10, write).access, TableAccess::WRITE);
+    assert_eq!(record(0x10, 1 << 33 | 1 << 34 | read).access, !TableAccess::WRITE);
+    assert_eq!(record(0x10, 1 << 33).access, TableAccess::WRITE | TableAccess::PRIVILEGED);
+    assert_eq!(record(0x10 | 1 << 11 | 0xfedcb << 12, read).pasid, Some(Pasid(0xfedcb)));
+    assert_eq!(record(0x08 | 1 << 11 | 5 << 12, read).pasid, Some(Pasid(5)));
+    assert_eq!(record(0x10 | 0xfedcb << 12, read).pasid, None, "not without SSV");
+    let of_stage_2 = |class: u64| record(0x10, 1 << 39 | class << 40).reason;
+    assert_eq!(
+        [0, 1, 2].map(of_stage_2),
+        [TableFaultReason::Table, TableFaultReason::PteFetch, TableFaultReason::Unknown]
+    );
+    assert_eq!(record(0x02, 0).reason, TableFaultReason::Unknown);
     assert_eq!(ArmSmmu3.event(&[0; 31]), None);
     assert_eq!(ArmSmmu3.event(&[0; 40]), None);
+}
+
+#[test]
+fn a_guest_knows_of_the_registers_what_it_may() {
+    let all = told([u32::MAX; 6], true);
+    assert_eq!(all, [0x1d68_141e, 0x7ff, 0, 0x1c00, 0, 0xcf7]);
+    assert_eq!(told([u32::MAX; 6], false)[0], all[0] & !IDR0_ATS);
+    let none = [STAGE_1_AND_COHERENT | NO_STALLS, 0, 0, 0, 0, 0];
+    assert_eq!(told([0; 6], true), none, "the hardware has no ATS");
+    let words = [1, 2, 1 << 2, 3, 4, 1 << 10, 6, 1 << 4].map(u32::to_ne_bytes);
+    let info = HwInfo { data: words.as_flattened().to_vec(), ..info(0, 0, 0) };
+    let idr = [STAGE_1_AND_COHERENT | NO_STALLS | 1 << 2, 3, 0, 1 << 10, 0, 1 << 4];
+    assert_eq!(ArmSmmu3.told(&info, true), TableHardware::ArmSmmu3 { idr });
 }
