@@ -18,10 +18,10 @@ use std::{
 };
 
 use log::LevelFilter;
-use viommu_core::{Granule, IovaRange, Limits};
+use viommu_core::{Granule, IovaRange, Limits, Mode};
 
 use crate::{
-    args::{LogLevel, MsiRegion, Options, Switch},
+    args::{LogLevel, ModeName, MsiRegion, Options, Switch},
     machine_layout::X86_MSI_REGION,
     usage_error::UsageError,
 };

@@ -12,13 +12,13 @@ mod facts;
 mod iovas;
 mod lasting;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use log::info;
-use viommu_core::{EndpointId, Granule, HostError, IovaRange};
+use viommu_core::{EndpointId, Granule, HostError, IovaRange, Mode, PageRequestSupport, TableSupport};
 use viommu_nested::object::Context;
 use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
 use viommu_nested::{Cdev, Error};
@@ -40,6 +40,9 @@ pub struct Vfio {
     /// Of the devices that endpoints have, or had last. Locked for moments; nothing else is taken meanwhile.
     facts: Mutex<BTreeMap<EndpointId, Facts>>,
     patience: Duration,
+    /// The endpoints of which the guest sees a PASID capability.
+    with_pasids: BTreeSet<EndpointId>,
+    mode: Mode,
     /// The user's own MSI region, or that there is none; otherwise the host's counts.
     msi_region: Option<Option<IovaRange>>,
     released: Arc<Wake>,
@@ -58,13 +61,15 @@ impl Vfio {
         let mend = "pass an open /dev/iommu, the same that the VMM has";
         let context = context.map_err(|error| about(UsageError::new(error.to_string(), mend)))?;
         tell_missing(&context);
-        let (mut devices, mut facts) = (Vec::new(), BTreeMap::new());
+        let (mut devices, mut facts, mut with_pasids) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
         for endpoint in &config.endpoints {
-            let EndpointKind::Vfio { device: VfioDevice::Fd(number), .. } = endpoint.kind else { continue };
+            let EndpointKind::Vfio { device: VfioDevice::Fd(number), pasid } = endpoint.kind else { continue };
             let about = |error: UsageError| error.about("endpoint", &endpoint.label);
             let cdev = inherited(number).map_err(about)?;
             let found = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
             info!("endpoint {}: {found}", endpoint.label);
+            check_mode(config.mode, &found).map_err(about)?;
+            with_pasids.extend(pasid.then_some(endpoint.id));
             facts.insert(endpoint.id, found);
             devices.push((endpoint.id, Device::new(Cdev::adopt(cdev), config.unmap_timeout)));
         }
@@ -84,6 +89,8 @@ impl Vfio {
             shadow: Mutex::new(shadow),
             facts: Mutex::new(facts),
             patience: config.unmap_timeout,
+            with_pasids,
+            mode: config.mode,
             msi_region,
             released: Arc::new(released),
             lasting: LastingMemory::default(),
@@ -153,6 +160,20 @@ impl Vfio {
         Some((iovas::usable(facts), msi))
     }
 
+    /// What the endpoints that can have tables of the guest's can do with them; none unless the device is one of tables.
+    pub fn tables(&self) -> Vec<(EndpointId, TableSupport)> {
+        let facts = lock(&self.facts);
+        let tables = facts.iter().filter(|_| self.mode.is_table());
+        tables.filter_map(|(endpoint, facts)| Some((*endpoint, self.support(*endpoint, facts)?))).collect()
+    }
+
+    /// A guest that sees no PASID capability cannot turn it on, and devices ask for pages of PASIDs alone.
+    fn support(&self, endpoint: EndpointId, facts: &Facts) -> Option<TableSupport> {
+        let support = facts.tables?.support(PAGE_REQUESTS);
+        let is_shown = self.with_pasids.contains(&endpoint);
+        Some(if is_shown { support } else { TableSupport { pasids: None, page_requests: None, ..support } })
+    }
+
     /// Guest memory that the kernel knows by its address.
     pub fn lasting(&self) -> &LastingMemory {
         &self.lasting
@@ -180,6 +201,21 @@ impl Vfio {
     pub fn shadow(&self) -> MutexGuard<'_, Shadow<Device>> {
         lock(&self.shadow)
     }
+}
+
+/// What a guest may leave unanswered: groups of a device, and for how long.
+const PAGE_REQUESTS: PageRequestSupport =
+    PageRequestSupport { requests_max: 128, timeout: Duration::from_secs(10) };
+
+/// Refuses a device that could never translate anything.
+fn check_mode(mode: Mode, facts: &Facts) -> Result<(), UsageError> {
+    if !mode.is_table() || facts.tables.is_some() {
+        return Ok(());
+    }
+    Err(UsageError::new(
+        format!("behind the IOMMU of {} the host's kernel nests no tables of a guest's", facts.name),
+        "leave --mode table out; it takes an Arm SMMUv3 or Intel VT-d with nesting, and Linux 6.13 or newer",
+    ))
 }
 
 /// What the device makes of the host's error.
