@@ -6,7 +6,9 @@
 //! `iommu-testdev`, by their names in `/dev/vfio/devices`. One test at a time: each takes a device for itself.
 
 mod dma;
+mod guest;
 mod stage1;
+mod tables;
 mod testdev;
 
 use std::env;
