@@ -8,8 +8,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::device::{DeviceId, HwInfo};
-use crate::error::Result;
-use crate::format::{Description, Format, Nesting};
+use crate::error::{Error, Result};
+use crate::format::{Description, FORMATS, Format, Nesting};
 use crate::object::{FaultQueue, Hwpt, HwptFlags, Ioas, NestedParent, Vdevice, Veventq, Viommu};
 
 /// The guest's share of one IOMMU.
@@ -114,6 +114,21 @@ impl Base {
     pub(super) fn source(&self) -> Option<impl AsFd> {
         self.events.as_ref().map(AsFd::as_fd)
     }
+}
+
+/// Finds out whether the kernel nests tables of a guest's over `memory` for a device behind this IOMMU, by trying. Nothing
+/// of it is left.
+///
+/// # Errors
+/// EOPNOTSUPP when it does not: the IOMMU cannot, or the kernel is too old. Of `IOMMU_HWPT_ALLOC` and
+/// `IOMMU_VIOMMU_ALLOC`.
+pub fn try_nesting(device: DeviceId, memory: &Arc<Ioas>, info: &HwInfo) -> Result<()> {
+    let format = FORMATS.iter().find(|format| format.hardware() == info.data_type);
+    let format = format.ok_or_else(|| {
+        let about = format_args!("device {device}, behind an IOMMU of kind {}", info.data_type);
+        Error::of_call("IOMMU_HWPT_ALLOC", Errno::OPNOTSUPP, about)
+    })?;
+    Base::new(device, memory, *format, info).map(drop)
 }
 
 /// A PASID can have a table only if the device's own can have one beside it.

@@ -43,6 +43,7 @@ use space::Space;
 use tables::Placed;
 
 pub use apply::{Goal, Known};
+pub use base::try_nesting;
 pub use memory::{GuestMemory, Lasting, MemoryRegion};
 pub use notices::Notice;
 

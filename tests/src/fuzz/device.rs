@@ -102,6 +102,7 @@ fn config() -> Config {
         control: None,
         unmap_timeout: PATIENCE,
         poll: POLL,
+        mode: viommu_core::Mode::Map,
         log_level: LevelFilter::Debug,
     }
 }

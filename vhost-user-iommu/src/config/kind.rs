@@ -133,12 +133,19 @@ fn of_properties(
             return Err(UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio"));
         }
         Some(other) => {
-            return Err(UsageError::new(format!("`{other}` is not a value of pasid"), "write pasid=on or pasid=off"));
+            return Err(UsageError::new(
+                format!("`{other}` is not a value of pasid"),
+                "write pasid=on or pasid=off",
+            ));
         }
     };
     match (front, backend, device) {
-        (None, None, None) => Err(UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio")),
-        (None, None, Some(device)) => device.parse().map(|device| EndpointKind::Vfio { device, pasid: has_pasid }),
+        (None, None, None) => {
+            Err(UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio"))
+        }
+        (None, None, Some(device)) => {
+            device.parse().map(|device| EndpointKind::Vfio { device, pasid: has_pasid })
+        }
         (_, _, Some(_)) => Err(UsageError::new(
             "one device stands behind an endpoint, a physical one or one that is served over vhost-user",
             "keep vfio, or vhost-user and backend",

@@ -203,7 +203,8 @@ fn mode(options: &Options) -> Result<Mode, UsageError> {
             Err(error.about("table-feature-bit", bit.to_string()))
         }
         (ModeName::Table, bit) => {
-            let is_relayed = |endpoint: &&EndpointConfig| matches!(endpoint.kind, EndpointKind::VhostUser { .. });
+            let is_relayed =
+                |endpoint: &&EndpointConfig| matches!(endpoint.kind, EndpointKind::VhostUser { .. });
             match options.endpoints.iter().find(is_relayed) {
                 None => Ok(Mode::Table { feature_bit: bit.unwrap_or(Mode::FEATURE_BIT) }),
                 Some(endpoint) => Err(UsageError::new(

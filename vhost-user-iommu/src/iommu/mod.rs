@@ -25,8 +25,8 @@ use std::time::Duration;
 use log::{Level, info};
 use viommu_core::wire::RequestType;
 use viommu_core::{
-    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EndpointId, Extent, Fault, Iova,
-    IovaRange, Reject, Reply, Step,
+    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EndpointId, Extent, Fault, Iova, IovaRange,
+    Reject, Reply, Step,
 };
 
 use crate::Config;

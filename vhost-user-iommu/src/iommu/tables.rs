@@ -61,7 +61,9 @@ impl Iommu {
 
     /// Waits for what the host has to tell of the guest's tables, for the life of the process; to be called by one thread.
     pub fn watch_tables(&self) {
-        let Some(vfio) = self.vfio.as_ref().filter(|_| self.state().device().mode().is_table()) else { return };
+        let Some(vfio) = self.vfio.as_ref().filter(|_| self.state().device().mode().is_table()) else {
+            return;
+        };
         let sources = vfio.shadow().sources().try_clone_to_owned();
         let sources = match sources {
             Ok(sources) => sources,
@@ -71,10 +73,7 @@ impl Iommu {
             let deadline = self.state().device().next_page_deadline();
             let timeout = deadline.map(|deadline| deadline.saturating_sub(self.watch.begin.elapsed()));
             // An interruption is a reason to look, too.
-            let _ = poll(
-                &mut [PollFd::new(&sources.as_fd(), PollFlags::IN)],
-                timeout.map(timespec).as_ref(),
-            );
+            let _ = poll(&mut [PollFd::new(&sources.as_fd(), PollFlags::IN)], timeout.map(timespec).as_ref());
             if let Err(trouble) = self.take_notices(vfio) {
                 warn!("what the host tells of the guest's tables cannot be read: {trouble}");
                 thread::sleep(AFTER_TROUBLE);
@@ -96,7 +95,8 @@ impl Iommu {
         let mut shadow = vfio.shadow();
         for answer in answers {
             if let Err(error) = shadow.respond(answer.cookie, answer.code) {
-                self.host_errors.log(|| format!("{}: its page request has no answer: {error}", answer.to.endpoint));
+                self.host_errors
+                    .log(|| format!("{}: its page request has no answer: {error}", answer.to.endpoint));
             }
         }
     }

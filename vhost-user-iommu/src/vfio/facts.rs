@@ -15,8 +15,9 @@ use log::{debug, warn};
 use rustix::fs::{Mode, OFlags, fstat, major, minor, open};
 use rustix::io::Errno;
 use viommu_core::{IovaRange, ReservedKind, ReservedRegion};
-use viommu_nested::object::{Context, Ioas, IovaRanges, PageTable};
 use viommu_nested::format::{HostFacts, TableFacts};
+use viommu_nested::object::{Context, Ioas, IovaRanges, PageTable};
+use viommu_nested::shadow::try_nesting;
 use viommu_nested::{Attached, Cdev, Error, HwInfo};
 
 use crate::usage_error::UsageError;
@@ -168,8 +169,14 @@ fn try_out(
     let number = device.bind(&context).map_err(Untried::Binding)?;
     let info = HwInfo::of(&context, number).map_err(Untried::Attaching)?;
     let host = HostFacts::of(&device, folder.join("physfn").exists(), is_alone(folder));
-    let tables = host.map(|host| TableFacts::of(&info, &host)).unwrap_or_default();
     let space = Ioas::new(&context).map_err(Untried::Attaching)?;
+    let tables = match try_nesting(number, &space, &info) {
+        Ok(()) => host.map(|host| TableFacts::of(&info, &host)).unwrap_or_default(),
+        Err(error) => {
+            debug!("no tables of a guest's: {error}");
+            None
+        }
+    };
     let mut device = Attached::new(device);
     device.attach(PageTable::Auto(space.clone()), None).map_err(Untried::Attaching)?;
     Ok((space.iova_ranges().map_err(Untried::Attaching)?, tables))

@@ -18,7 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use log::info;
-use viommu_core::{EndpointId, Granule, HostError, IovaRange, Mode, PageRequestSupport, TableSupport};
+use viommu_core::{
+    EndpointId, Granule, HostError, IovaRange, Mode, PageRequestSupport, TableHardware, TableSupport,
+};
 use viommu_nested::object::Context;
 use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
 use viommu_nested::{Cdev, Error};
@@ -63,7 +65,9 @@ impl Vfio {
         tell_missing(&context);
         let (mut devices, mut facts, mut with_pasids) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
         for endpoint in &config.endpoints {
-            let EndpointKind::Vfio { device: VfioDevice::Fd(number), pasid } = endpoint.kind else { continue };
+            let EndpointKind::Vfio { device: VfioDevice::Fd(number), pasid } = endpoint.kind else {
+                continue;
+            };
             let about = |error: UsageError| error.about("endpoint", &endpoint.label);
             let cdev = inherited(number).map_err(about)?;
             let found = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
@@ -85,7 +89,7 @@ impl Vfio {
                 "raise its limits (ulimit)",
             )
         })?;
-        Ok(Some(Vfio {
+        let vfio = Vfio {
             shadow: Mutex::new(shadow),
             facts: Mutex::new(facts),
             patience: config.unmap_timeout,
@@ -94,7 +98,11 @@ impl Vfio {
             msi_region,
             released: Arc::new(released),
             lasting: LastingMemory::default(),
-        }))
+        };
+        for (endpoint, support) in vfio.tables() {
+            vfio.shadow().set_page_requests(endpoint, support.page_requests.is_some());
+        }
+        Ok(Some(vfio))
     }
 
     /// Takes another device file for an endpoint, of which the VMM has a duplicate, and returns its IOMMU group.
@@ -104,14 +112,23 @@ impl Vfio {
     pub fn add(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<Option<u32>, UsageError> {
         let context = self.shadow().context().clone();
         let found = Facts::of(cdev.as_fd(), context.as_fd())?;
-        let told =
-            lock(&self.facts).get(&endpoint).map(|told| (iovas::usable(told), iovas::msi_region(told)));
-        if told != Some((iovas::usable(&found), iovas::msi_region(&found))) {
-            let problem = format!("the device {} can use other addresses than the one before it", found.name);
+        let what_counts = |facts: &Facts| {
+            let tables = facts.tables.filter(|_| self.mode.is_table());
+            (iovas::usable(facts), iovas::msi_region(facts), tables)
+        };
+        let told = lock(&self.facts).get(&endpoint).map(what_counts);
+        if told != Some(what_counts(&found)) {
+            let problem =
+                format!("the device {} can use other addresses or tables than the one before it", found.name);
             return Err(UsageError::new(problem, "plug in one that is behind the same IOMMU"));
         }
+        let has_requests =
+            self.support(endpoint, &found).is_some_and(|support| support.page_requests.is_some());
         let group = found.group;
-        self.shadow().add(endpoint, Device::new(Cdev::adopt(cdev), self.patience), group);
+        let mut shadow = self.shadow();
+        shadow.add(endpoint, Device::new(Cdev::adopt(cdev), self.patience), group);
+        shadow.set_page_requests(endpoint, has_requests && self.mode.is_table());
+        drop(shadow);
         lock(&self.facts).insert(endpoint, found);
         Ok(group)
     }
@@ -149,6 +166,13 @@ impl Vfio {
     pub fn name_of(&self, endpoint: EndpointId) -> Option<String> {
         self.shadow().device(endpoint)?;
         lock(&self.facts).get(&endpoint).map(|facts| facts.name.clone())
+    }
+
+    /// Whether where an endpoint's device writes interrupts is translated by the guest's tables: to an SMMUv3 it is an
+    /// address like any other, which the host translates after that.
+    pub fn translates_interrupts(&self, endpoint: EndpointId) -> bool {
+        let hardware = lock(&self.facts).get(&endpoint).and_then(|facts| Some(facts.tables?.hardware));
+        self.mode.is_table() && matches!(hardware, Some(TableHardware::ArmSmmu3 { .. }))
     }
 
     /// The IOVAs that an endpoint's device can use, in order, and where it writes interrupts. `None` for an endpoint of
