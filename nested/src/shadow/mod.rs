@@ -43,6 +43,7 @@ use space::Space;
 use tables::Placed;
 
 pub use apply::{Goal, Known};
+pub use base::nesting_of;
 pub use memory::{GuestMemory, Lasting, MemoryRegion};
 pub use notices::Notice;
 
