@@ -200,6 +200,12 @@ impl PendingEvents {
         }
     }
 
+    /// Takes back what a driver does not know that has nothing to do with tables.
+    pub(crate) fn forget_tables(&mut self) {
+        self.waiting.retain(|waiting| matches!(waiting.cause, Cause::Access(_)));
+        self.pages = 0;
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = PendingEvents::default();
     }
