@@ -143,11 +143,11 @@ fn root(ste: [u64; 2]) -> Option<Root> {
     has_descriptors(ste).then(|| Root::of(ste[0] & CONTEXT_POINTER, bytes))
 }
 
-/// Fields of `SMMU_IDR0`, 1, 3 and 5 that user space may go by (`struct iommu_hw_info_arm_smmuv3`): `TTF`, `ASID16`, `CD2L`,
-/// `TTENDIAN`, `TERM_MODEL` and `ST_LEVEL`; `SIDSIZE` and `SSIDSIZE`; `RIL` and `BBML`; the granules, `DS` and `VAX`; and
-/// `OAS`, without which a guest cannot say how large its addresses are.
+/// Fields of the registers that user space may go by (`struct iommu_hw_info_arm_smmuv3`). `SMMU_IDR0`: `TTF`, `ASID16`,
+/// `CD2L`, `TTENDIAN`, `STALL_MODEL`, `TERM_MODEL`, `ST_LEVEL`; `SMMU_IDR1`: `SIDSIZE`, `SSIDSIZE`; `SMMU_IDR3`: `RIL`, `BBML`;
+/// `SMMU_IDR5`: the granules, `DS`, `VAX`, and besides `OAS`, without which a guest cannot say how large its addresses are.
 const TOLD: [u32; 6] = [
-    3 << 2 | 1 << 12 | 1 << 19 | 3 << 21 | 1 << 26 | 3 << 27,
+    3 << 2 | 1 << 12 | 1 << 19 | 3 << 21 | 3 << 24 | 1 << 26 | 3 << 27,
     0x3f | 0x1f << 6,
     0,
     IDR3_RIL | 3 << 11,
@@ -158,13 +158,11 @@ const TOLD: [u32; 6] = [
 const STAGE_1_AND_COHERENT: u32 = 1 << 1 | 1 << 4;
 /// `SMMU_IDR0.ATS`.
 const IDR0_ATS: u32 = 1 << 10;
-/// `SMMU_IDR0.STALL_MODEL`: accesses that fail do not wait for anybody.
-const NO_STALLS: u32 = 1 << 24;
 
 /// The registers as a guest may know them.
 fn told(idr: [u32; 6], ats: bool) -> [u32; 6] {
     let mut told: [u32; 6] = std::array::from_fn(|number| idr[number] & TOLD[number]);
-    told[0] |= STAGE_1_AND_COHERENT | NO_STALLS | if ats { idr[0] & IDR0_ATS } else { 0 };
+    told[0] |= STAGE_1_AND_COHERENT | if ats { idr[0] & IDR0_ATS } else { 0 };
     told
 }
 

@@ -5,10 +5,12 @@
 //! The host's kernel owns the PASID table and does what has to be done to it, and to the caches of devices. To read first:
 //! "PASID Table Entry" in Intel's specification of VT-d, and `struct iommu_hwpt_vtd_s1` in `linux/iommufd.h`.
 
+use std::mem::offset_of;
+
 use iommufd_bindings::{
     iommu_hw_info_type_IOMMU_HW_INFO_TYPE_INTEL_VTD, iommu_hwpt_data_type_IOMMU_HWPT_DATA_VTD_S1,
-    iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
-    iommu_hwpt_vtd_s1_invalidate_flags_IOMMU_VTD_INV_FLAGS_LEAF,
+    iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1, iommu_hwpt_vtd_s1,
+    iommu_hwpt_vtd_s1_invalidate, iommu_hwpt_vtd_s1_invalidate_flags_IOMMU_VTD_INV_FLAGS_LEAF,
 };
 use rustix::io::Errno;
 use viommu_core::{Invalidation, Pasid, Scope, Table, TableHardware};
@@ -45,6 +47,16 @@ struct Data {
     address_bits: u32,
     reserved: u32,
 }
+
+// The kernel's own structures, whose bytes safe code cannot have.
+const _: () = {
+    assert!(size_of::<VtdEntry>() == size_of::<iommu_hwpt_vtd_s1_invalidate>());
+    assert!(offset_of!(VtdEntry, pages) == offset_of!(iommu_hwpt_vtd_s1_invalidate, npages));
+    assert!(offset_of!(VtdEntry, flags) == offset_of!(iommu_hwpt_vtd_s1_invalidate, flags));
+    assert!(size_of::<Data>() == size_of::<iommu_hwpt_vtd_s1>());
+    assert!(offset_of!(Data, root) == offset_of!(iommu_hwpt_vtd_s1, pgtbl_addr));
+    assert!(offset_of!(Data, address_bits) == offset_of!(iommu_hwpt_vtd_s1, addr_width));
+};
 
 const PAGE_SHIFT: u8 = 12;
 
