@@ -11,7 +11,7 @@ use viommu_core::{
 };
 
 use super::plan::{ENDPOINTS, Op, Plan, support};
-use super::reference::{Begun, Kind, Reference};
+use super::reference::{Attachments, Begun, Kind, Reference};
 use crate::model::request::TAIL_SIZE;
 use crate::model::{HostAnswer, MirrorHost};
 
@@ -216,7 +216,8 @@ impl Bench {
         self.host.assert_agrees_with(&self.device);
         let mut ours: Vec<u64> = self.device.take_page_answers().iter().map(|answer| answer.cookie).collect();
         let mut theirs = self.reference.take_answers();
-        (ours.sort(), theirs.sort());
+        ours.sort();
+        theirs.sort();
         assert_eq!(ours, theirs, "answers of the device's own");
         let of_driver = self.host.answered.drain(..).map(|(cookie, _)| cookie);
         for cookie in ours.into_iter().chain(of_driver) {
@@ -232,13 +233,13 @@ impl Bench {
         assert_eq!(attached, *self.reference.attachments());
     }
 
-    fn attachments(&self, id: u32) -> Vec<((u32, Option<u32>), (u32, Kind))> {
+    fn attachments(&self, id: u32) -> Attachments {
         let endpoint = EndpointId(id);
-        let mut all = Vec::new();
+        let mut all = Attachments::new();
         if let Some(domain) = self.device.domain_of(endpoint)
             && self.device.domain(domain).is_some_and(|domain| domain.is_bypass())
         {
-            all.push(((id, None), (domain.0, Kind::Bypass)));
+            all.insert((id, None), (domain.0, Kind::Bypass));
         }
         for pasid in [None].into_iter().chain(self.device.pasids(endpoint).map(Some)) {
             let kind = |table| match table {

@@ -201,6 +201,7 @@ fn requests() -> BoxedStrategy<Vec<u8>> {
         2 => (domains(), endpoints())
             .prop_map(|(domain, id)| request::attach_bypass(domain, id).readable()),
         1 => (domains(), endpoints()).prop_map(|(domain, id)| request::attach(domain, id).readable()),
+        1 => endpoints().prop_map(|id| request::probe(id).readable()),
         2 => (domains(), endpoints()).prop_map(|(domain, id)| request::detach(domain, id).readable()),
         6 => invalidations(),
         14 => (askers(), maybe_pasids(), 0..2u32, 0..4u16)

@@ -11,6 +11,9 @@ use super::plan::{ARM, Plan, SOFT, VTD, VTD2};
 /// An endpoint, a PASID of it, and a group of theirs.
 pub(super) type Key = (u32, Option<u32>, u32);
 
+/// Domain and table of an endpoint, or a PASID of it.
+pub(super) type Attachments = BTreeMap<(u32, Option<u32>), (u32, Kind)>;
+
 /// What an attachment is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -71,7 +74,7 @@ struct Waiting {
     pasid: u32,
     address: u64,
     group: u32,
-    is_after_loss: bool,
+    after_loss_of: Option<u32>,
 }
 
 /// A naive device of tables.
@@ -82,7 +85,7 @@ pub(super) struct Reference {
     is_grouped: bool,
     has_tables: bool,
     is_up: bool,
-    pub(super) attachments: BTreeMap<(u32, Option<u32>), (u32, Kind)>,
+    pub(super) attachments: Attachments,
     pub(super) groups: Vec<Group>,
     /// Cookies that the device has answered by itself, in no order.
     answers: Vec<u64>,
@@ -161,7 +164,7 @@ impl Reference {
     }
 
     /// Everything that is attached.
-    pub(super) fn attachments(&self) -> &BTreeMap<(u32, Option<u32>), (u32, Kind)> {
+    pub(super) fn attachments(&self) -> &Attachments {
         &self.attachments
     }
 
@@ -258,7 +261,7 @@ impl Reference {
             return None;
         }
         let event = self.events.remove(0);
-        let lost = if event.is_after_loss && self.has_tables { 0x1000 } else { 0 };
+        let lost = if event.after_loss_of.is_some() && self.has_tables { 0x1000 } else { 0 };
         let mut bytes = u32::from(event.reason).to_le_bytes().to_vec();
         for word in [event.flags | lost, event.endpoint, event.pasid] {
             bytes.extend(word.to_le_bytes());
@@ -323,23 +326,20 @@ impl Reference {
         }
         self.groups.retain(|group| !is_over(&group.key));
         let mut kept: Vec<Waiting> = Vec::new();
-        let (mut gap, mut gap_of) = (false, 0);
+        let mut gap = None;
         for mut event in std::mem::take(&mut self.events) {
             match event.what {
                 What::Page(key) if is_over(&key) => {
-                    gap |= event.is_after_loss;
-                    gap_of = if event.is_after_loss { key.0 } else { gap_of };
+                    gap = event.after_loss_of.or(gap);
                 }
                 _ => {
-                    event.is_after_loss |= std::mem::take(&mut gap);
+                    event.after_loss_of = event.after_loss_of.or(gap.take());
                     kept.push(event);
                 }
             }
         }
         self.events = kept;
-        if gap {
-            self.lost = self.lost.or(Some(gap_of));
-        }
+        self.lost = self.lost.or(gap);
     }
 
     fn fault(&mut self, what: What, reason: u8, flags: u32, endpoint: u32, pasid: u32, address: u64) -> bool {
@@ -373,7 +373,7 @@ impl Reference {
         address: u64,
         group: u32,
     ) {
-        let is_after_loss = self.lost.take().is_some();
-        self.events.push(Waiting { what, reason, flags, endpoint, pasid, address, group, is_after_loss });
+        let after_loss_of = self.lost.take();
+        self.events.push(Waiting { what, reason, flags, endpoint, pasid, address, group, after_loss_of });
     }
 }
