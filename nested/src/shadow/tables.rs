@@ -90,7 +90,7 @@ impl<D: Attach> Shadow<D> {
     pub fn detach_pasid(&mut self, endpoint: EndpointId, pasid: Pasid) -> Result<()> {
         let Some(found) = self.endpoints.get_mut(&endpoint) else { return Ok(()) };
         if found.device.table(Some(pasid.0)).is_some() {
-            found.device.detach(Some(pasid.0))?;
+            found.device.detach_if_bound(Some(pasid.0))?;
         }
         found.tables.remove(&Some(pasid));
         Ok(())

@@ -426,6 +426,20 @@ fn a_device_that_the_vmm_let_go_of_keeps_no_other_from_being_invalidated() {
     assert_eq!(bed.device_slots(OTHER), [true, false, false, true]);
 }
 
+#[test]
+fn a_device_that_the_vmm_let_go_of_has_no_pasids_to_take_away() {
+    let mut bed = TableBed::new();
+    bed.attach(ONE, None, on_parent(1).0).expect("it is attached");
+    for pasid in [PASID, Pasid(5)] {
+        bed.attach(ONE, Some(pasid), on_parent(2).0).expect("it is attached");
+    }
+    bed.shadow.device(ONE).expect("its device").set_bound(false);
+    bed.apply(Change::DetachPasid { endpoint: ONE, pasid: PASID, from: DOMAIN })
+        .expect("there is nothing to do");
+    bed.detach(ONE).expect("there is nothing to do");
+    assert!(bed.shadow.nested(ONE, Some(Pasid(5))).is_none());
+}
+
 /// What a bed is to look like.
 type Picture = (Option<u32>, Option<u32>);
 

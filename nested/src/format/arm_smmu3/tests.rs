@@ -2,6 +2,8 @@
 
 //! Commands and records bit by bit, as Arm's specification has them.
 
+use viommu_core::{Caches, EndpointId, Scope, TableAccess, TableFaultReason};
+
 use super::*;
 
 /// An entry with stage 1 and one descriptor at 0x4000_0000.
