@@ -83,6 +83,11 @@ impl Format for ArmSmmu3 {
         Some(event([first, second, third].map(|word| u64::from_le_bytes(*word))))
     }
 
+    fn pasid_bits(&self, info: &HwInfo) -> u8 {
+        let of_iommu = Abilities::of(info).substream_bits;
+        u32::from(info.pasid_bits).min(of_iommu) as u8
+    }
+
     fn told(&self, info: &HwInfo, ats: bool) -> TableHardware {
         TableHardware::ArmSmmu3 { idr: told(std::array::from_fn(|number| info.word(8 + 4 * number)), ats) }
     }

@@ -122,6 +122,10 @@ impl Format for Vtd {
         if is_nothing { Vec::new() } else { vec![Entries::of(data_type, &[VtdEntry::of(invalidation)])] }
     }
 
+    fn has_page_requests(&self, info: &HwInfo) -> bool {
+        u64::from(info.word(16)) & ECAP_PAGE_REQUESTS != 0
+    }
+
     fn told(&self, info: &HwInfo, ats: bool) -> TableHardware {
         let (cap, ecap) = told(info, ats);
         TableHardware::IntelVtd { flags: info.word(0), cap, ecap }
@@ -135,7 +139,7 @@ const ECAP_PAGE_REQUESTS: u64 = 1 << 29;
 const ECAP_PASID: u64 = 1 << 40;
 
 /// The registers as they are for a device, and as a guest may know them.
-pub(super) fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
+fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
     let word = |offset| u64::from(info.word(offset)) | u64::from(info.word(offset + 4)) << 32;
     let mut hidden = ECAP_NESTING;
     if !ats {
@@ -145,11 +149,6 @@ pub(super) fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
         hidden |= ECAP_PASID;
     }
     (word(8), word(16) & !hidden)
-}
-
-/// Whether the IOMMU can hand page requests on.
-pub(super) fn has_page_requests(info: &HwInfo) -> bool {
-    u64::from(info.word(16)) & ECAP_PAGE_REQUESTS != 0
 }
 
 /// Whether the device can have a PASID. The kernel does not say if it cannot have any.
@@ -235,8 +234,8 @@ mod tests {
         assert_eq!(of(20, true), told(!(1 << 26)));
         assert_eq!(of(0, true), told(!(1 << 26 | 1 << 40)));
         assert_eq!(of(20, false), told(!(1 << 26 | 1 << 29 | 1 << 2)));
-        assert!(has_page_requests(&info(0, words)));
-        assert!(!has_page_requests(&super::tests::info(0, 0)));
+        assert!(Vtd.has_page_requests(&info(0, words)));
+        assert!(!Vtd.has_page_requests(&super::tests::info(0, 0)));
     }
 
     #[test]
