@@ -2,7 +2,7 @@
 
 //! What INVALIDATE takes: through the daemon, by the rings, and by the ioctls alone that it comes to.
 //!
-//! Runs where `tests/tables` does, with two `iommu-testdev`s: one is the daemon's, one has no daemon. Its arguments are
+//! Runs where `tests/vfio_tables` does, with two `iommu-testdev`s: one is the daemon's, one has no daemon. Its arguments are
 //! how many rounds to measure, and what the daemon makes of a range: `ranges`, a command for it, or `pages`, a command
 //! for each page. It prints a line for each measurement, `invalidate WAY ROUND PAGES REQUESTS DAEMON IOCTL`: nanoseconds of one request, from
 //! the kick to the last answer, and of the ioctl with the same commands. `scripts/bench nested` runs it, and compares.

@@ -12,7 +12,7 @@ use viommu_tests::l1::{self, Machine, Testbed};
 /// Far more than a busy machine takes.
 const WITHIN: Duration = Duration::from_secs(600);
 
-/// The daemon with devices that do DMA through tables of a guest, by the tests in `tests/tables`. The environment variable
+/// The daemon with devices that do DMA through tables of a guest, by the tests in `tests/vfio_tables`. The environment variable
 /// `TABLES_TESTS` has further arguments for them, such as a part of a name.
 #[test]
 fn devices_reach_what_the_guests_tables_say_and_nothing_else() -> Result<()> {
@@ -36,7 +36,7 @@ fn devices_reach_what_the_guests_tables_say_and_nothing_else() -> Result<()> {
         .device("edu,dma_mask=0xffffffffffff")
         .program("setpriv", Path::new(stand_in))
         .program("vhost-user-iommu", &l1::build("vhost-user-iommu", "vhost-user-iommu")?)
-        .program("tests", &l1::build_test("viommu-tests", "tables", "l1")?)
+        .program("tests", &l1::build_test("viommu-tests", "vfio_tables", "l1")?)
         .job(&job)
         .run(WITHIN)?;
     assert_eq!(report.status, 0, "{}", report.lines.join("\n"));
