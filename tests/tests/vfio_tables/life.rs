@@ -100,6 +100,28 @@ fn after_a_reset_a_device_keeps_its_table_until_it_does_no_dma_any_more() -> Res
     Ok(())
 }
 
+/// With no invalidation: there is no domain for it.
+//= T9
+#[test]
+fn a_device_that_is_attached_anew_finds_nothing_of_before_in_a_cache() -> Result<()> {
+    let (mut bed, descriptor) = Bed::attached(&[])?;
+    for page in [PAGES[2], PAGES[0]] {
+        assert!(reached(&bed).1.is_some());
+        assert_eq!(bed.vmm.detach(1, 0)?, OK);
+        bed.map(&descriptor, IOVA, page);
+        assert_eq!(bed.vmm.attach_table(1, 0, descriptor.entry())?, OK);
+        assert_eq!(reached(&bed), (None, Some(page)));
+    }
+    for page in [PAGES[2], PAGES[0]] {
+        assert_eq!(bed.vmm.attach(2, 0, ATTACH_F_BYPASS)?, OK);
+        bed.map(&descriptor, IOVA, page);
+        assert_eq!(bed.vmm.attach_table(1, 0, descriptor.entry())?, OK);
+        assert_eq!(reached(&bed), (None, Some(page)));
+    }
+    Ok(())
+}
+
+//= T9
 #[test]
 fn a_device_that_lingers_with_its_table_is_attached_by_the_next_driver() -> Result<()> {
     let (mut bed, descriptor) = Bed::attached(&[])?;
