@@ -150,6 +150,7 @@ fn an_answer_on_its_way_is_not_taken_for_one_to_a_new_group_of_that_number() {
     assert!(bed.ask_by(group(VTD, None, 5), 71, 1, 0));
     assert_eq!(bed.refused(), [70], "the endpoint has given it up");
     let _ = bed.device.finish(Ok(()));
+    assert_eq!(bed.events().len(), 1, "of the new group");
     bed.done(page_response(VTD, None, 5, 0));
     assert_eq!(bed.host.answered, [(71, ResponseCode::Success)]);
 }
