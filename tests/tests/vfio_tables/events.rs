@@ -2,7 +2,8 @@
 
 //! What the guest is told of accesses that its tables refuse.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use viommu_core::wire::{
     FAULT_F_ADDRESS, FAULT_F_LOST, FAULT_F_READ, FAULT_F_WRITE, FAULT_R_ACCESS, FAULT_R_MAPPING,
     FAULT_R_OOR_ADDRESS, FAULT_R_PERMISSION, FAULT_R_TABLE, TableEvent,
@@ -144,6 +145,34 @@ fn lost_events_are_told() -> Result<()> {
     let event = bed.event()?;
     assert_same(&event, &TableEvent { flags: FAULT_F_LOST.into(), ..bed.fault(0, 0) });
     // Told once.
+    let event = bed.event_of(0, HIGH_IOVA);
+    assert_same(&event, &bed.failed_write(0, FAULT_R_MAPPING, HIGH_IOVA));
+    Ok(())
+}
+
+/// More than the host keeps for a daemon that does not read them: one that is stopped.
+#[test]
+fn events_that_the_host_loses_are_told() -> Result<()> {
+    const COUNT: u64 = 400;
+    let (mut bed, _) = Bed::attached(&["--max-faults", "1000"])?;
+    let daemon = Pid::from_raw(bed.daemon.pid().try_into()?).context("a process")?;
+    kill_process(daemon, Signal::STOP)?;
+    for page in 0..COUNT {
+        assert_eq!(bed.written(0, HIGH_IOVA + page * PAGE), None);
+    }
+    kill_process(daemon, Signal::CONT)?;
+    let mut told = 0;
+    loop {
+        bed.post(1);
+        let event = bed.event()?;
+        if event.flags.get() & FAULT_F_LOST != 0 {
+            assert_same(&event, &TableEvent { flags: FAULT_F_LOST.into(), ..bed.fault(0, 0) });
+            break;
+        }
+        assert_same(&event, &bed.failed_write(0, FAULT_R_MAPPING, HIGH_IOVA + told * PAGE));
+        told += 1;
+    }
+    assert!((100..COUNT).contains(&told), "{told}");
     let event = bed.event_of(0, HIGH_IOVA);
     assert_same(&event, &bed.failed_write(0, FAULT_R_MAPPING, HIGH_IOVA));
     Ok(())

@@ -8,7 +8,7 @@ use anyhow::Result;
 use rustix::process::Signal;
 use viommu_core::wire::{ATTACH_F_BYPASS, BYPASS_OFFSET};
 use viommu_core::{Caches, Scope, Status};
-use viommu_tests::vfio_vmm::Written;
+use viommu_tests::vfio_vmm::{Descriptor, Written};
 
 use crate::scene::{ASID, Bed, IOVA, MOMENT, OK, PAGES, PATIENCE, eventually, pages};
 
@@ -100,11 +100,22 @@ fn after_a_reset_a_device_keeps_its_table_until_it_does_no_dma_any_more() -> Res
     Ok(())
 }
 
+/// Two devices, the first attached as in [`Bed::attached`]. The kernel may empty caches with the last one that leaves.
+fn in_company() -> Result<(Bed, Descriptor)> {
+    let mut bed = Bed::new(2, &[])?;
+    let descriptor = bed.descriptor(ASID, &[(IOVA, PAGES[0])]);
+    let of_other = bed.descriptor(ASID + 1, &[(IOVA, PAGES[1])]);
+    assert_eq!(bed.vmm.attach_table(1, 0, descriptor.entry())?, OK);
+    assert_eq!(bed.vmm.attach_table(5, 1, of_other.entry())?, OK);
+    assert_eq!((reached(&bed), bed.written(1, IOVA)), (BY_TABLE, Some(PAGES[1])));
+    Ok((bed, descriptor))
+}
+
 /// With no invalidation: there is no domain for it.
 //= T9
 #[test]
 fn a_device_that_is_attached_anew_finds_nothing_of_before_in_a_cache() -> Result<()> {
-    let (mut bed, descriptor) = Bed::attached(&[])?;
+    let (mut bed, descriptor) = in_company()?;
     for page in [PAGES[2], PAGES[0]] {
         assert!(reached(&bed).1.is_some());
         assert_eq!(bed.vmm.detach(1, 0)?, OK);
@@ -124,7 +135,7 @@ fn a_device_that_is_attached_anew_finds_nothing_of_before_in_a_cache() -> Result
 //= T9
 #[test]
 fn a_device_that_lingers_with_its_table_is_attached_by_the_next_driver() -> Result<()> {
-    let (mut bed, descriptor) = Bed::attached(&[])?;
+    let (mut bed, descriptor) = in_company()?;
     bed.vmm.guest().front_end.reset_device()?;
     bed.vmm.restart_rings()?;
     assert_eq!(reached(&bed), BY_TABLE);
@@ -200,6 +211,22 @@ fn what_a_killed_daemon_has_attached_stays() -> Result<()> {
     assert_eq!((one, two), (Written::All, Written::Refused));
     drop((vmm, stage1));
     Bed::attached(&[]).map(drop)
+}
+
+#[test]
+fn a_device_that_is_attached_before_it_is_bound_has_its_table_afterwards() -> Result<()> {
+    let mut bed = Bed::unplugged(2)?;
+    let descriptor = bed.descriptor(ASID, &[(IOVA, PAGES[0])]);
+    for device in [1, 0] {
+        assert_eq!(bed.vmm.attach_table(1, device, descriptor.entry())?, OK);
+        bed.vmm.plug(device)?;
+        eventually("the device has its table", || bed.written(device, PAGES[1]).is_none());
+        assert_eq!(bed.written(device, IOVA), Some(PAGES[0]));
+    }
+    bed.map(&descriptor, IOVA, PAGES[2]);
+    bed.invalidate(1, pages(IOVA, 1), Caches::TLB, Some(ASID));
+    assert_eq!((bed.written(0, IOVA), bed.written(1, IOVA)), (Some(PAGES[2]), Some(PAGES[2])));
+    Ok(())
 }
 
 /// As for a hot-unplug; the daemon has its duplicate still.

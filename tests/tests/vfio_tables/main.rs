@@ -12,6 +12,7 @@ mod events;
 mod interrupts;
 mod invalidation;
 mod life;
+mod memory;
 mod properties;
 mod scene;
 mod translation;

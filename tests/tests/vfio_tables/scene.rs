@@ -59,9 +59,22 @@ impl Bed {
     pub fn of(functions: &[Function], arguments: &[&str]) -> Result<Bed> {
         let launch = Launch::of(functions)?;
         let daemon = launch.daemon(&[&["--mode", "table"], arguments].concat())?;
-        let vmm = VfioVmm::running(launch)?;
+        Ok(Bed::with(VfioVmm::running(launch)?, daemon))
+    }
+
+    /// With `iommu-testdev`s that are not bound.
+    pub fn unplugged(count: usize) -> Result<Bed> {
+        let launch = Launch::of(&alone(count)?)?;
+        let socket = launch.socket();
+        let daemon = launch.daemon(&["--mode", "table"])?;
+        let mut vmm = VfioVmm::of(launch)?;
+        vmm.connect(&socket)?;
+        Ok(Bed::with(vmm, daemon))
+    }
+
+    fn with(vmm: VfioVmm, daemon: Daemon) -> Bed {
         let stage1 = Stage1::new(&vmm.memory, Arena::new(TABLES, TABLES_BYTES));
-        Ok(Bed { vmm, daemon, stage1 })
+        Bed { vmm, daemon, stage1 }
     }
 
     /// With one device, which is in domain 1 with a table that leads [`IOVA`] to the first page.
