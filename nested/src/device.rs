@@ -3,6 +3,9 @@
 //! Devices of an iommufd context: bound to it, attached to what it has.
 
 mod config_space;
+#[cfg(feature = "cdev-tests")]
+mod interrupt;
+mod number;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +25,7 @@ use crate::uapi::types::{HotResetInfo, iommu_hw_info};
 
 pub use config_space::ConfigSpace;
 use config_space::Region;
+pub use number::PciAddress;
 
 /// The number of a device in a context (`dev_id`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +54,12 @@ pub trait Attach: fmt::Debug + Send {
     /// Of the call; what it reached it reaches still.
     fn detach(&self, pasid: Option<u32>) -> Result<()>;
 
+    /// Its number in the context that it is bound to, for what concerns more than its attachment.
+    ///
+    /// # Errors
+    /// ENODEV when there is no telling which it is.
+    fn number(&self, context: &Arc<Context>) -> Result<DeviceId>;
+
     /// Whether it is in a context. One that is not reaches nothing, and can be neither attached nor detached.
     fn is_bound(&self) -> bool {
         true
@@ -63,6 +73,9 @@ pub struct Cdev {
     file: OwnedFd,
     /// For messages.
     name: String,
+    /// Its place on the PCI bus, if it has one and sysfs tells.
+    address: Option<PciAddress>,
+    number: OnceLock<DeviceId>,
     config_region: OnceLock<Region>,
 }
 
@@ -88,7 +101,7 @@ impl Cdev {
         let opened = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let about = format_args!("{}", path.display());
         let file = opened.map_err(|errno| Error::of_call("open", errno, about))?;
-        Ok(Cdev { file, name: path.display().to_string(), config_region: OnceLock::new() })
+        Ok(Cdev::named(file, path.display().to_string()))
     }
 
     /// Takes over a descriptor of one that another process opened.
@@ -96,7 +109,12 @@ impl Cdev {
         let number = file.as_raw_fd();
         let path = fs::read_link(format!("/proc/self/fd/{number}"));
         let name = path.map_or(format!("descriptor {number}"), |path| path.display().to_string());
-        Cdev { file, name, config_region: OnceLock::new() }
+        Cdev::named(file, name)
+    }
+
+    fn named(file: OwnedFd, name: String) -> Cdev {
+        let address = PciAddress::of_device(file.as_fd());
+        Cdev { file, name, address, number: OnceLock::new(), config_region: OnceLock::new() }
     }
 
     /// Brings the device into a context, where it can reach nothing at first.
@@ -108,7 +126,7 @@ impl Cdev {
         let iommufd = context.as_fd().as_raw_fd();
         let mut command = vfio_device_bind_iommufd { iommufd, ..Default::default() };
         self.call(&mut command, format_args!("to a context"))?;
-        Ok(DeviceId(command.out_devid))
+        Ok(*self.number.get_or_init(|| DeviceId(command.out_devid)))
     }
 
     /// The devices that a reset of the bus or slot would reach, this one among them. It is how a process that did not
@@ -159,6 +177,10 @@ impl Attach for Cdev {
         self.call(&mut command, format_args!("PASID {pasid:?}"))
     }
 
+    fn number(&self, context: &Arc<Context>) -> Result<DeviceId> {
+        self.find_number(context)
+    }
+
     fn is_bound(&self) -> bool {
         // What makes other calls fail for a moment, a reset for example, says nothing.
         let told = self.call(&mut vfio_device_info::default(), format_args!("of a cdev"));
@@ -195,6 +217,11 @@ impl<D: Attach> Attached<D> {
         self.tables.get(&pasid)
     }
 
+    /// The PASIDs that are attached to something.
+    pub fn pasids(&self) -> impl Iterator<Item = u32> {
+        self.tables.keys().copied().flatten()
+    }
+
     /// Attaches it to `table`, in place of what it was attached to.
     ///
     /// # Errors
@@ -211,6 +238,18 @@ impl<D: Attach> Attached<D> {
             Some(table) => drop(self.tables.insert(None, table)),
             None => drop(self.tables.remove(&None)),
         }
+    }
+
+    /// Lets it reach nothing. One that has left its context does not reach anything.
+    ///
+    /// # Errors
+    /// Of [`Attach::detach`]; it is attached to what it was then.
+    pub fn detach_if_bound(&mut self, pasid: Option<u32>) -> Result<()> {
+        if self.device.is_bound() {
+            return self.detach(pasid);
+        }
+        self.tables.remove(&pasid);
+        Ok(())
     }
 
     /// Lets it reach nothing.
@@ -261,6 +300,12 @@ impl HwInfo {
                 });
             }
         }
+    }
+
+    /// Four bytes of what the vendor's type says; 0 beyond it.
+    pub fn word(&self, offset: usize) -> u32 {
+        let bytes = self.data.get(offset..).and_then(|rest| rest.first_chunk());
+        bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
     }
 
     /// Whether `number` is that of a device in the context: the numbers of all objects are of one kind.

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use iommufd_bindings::iommu_destroy;
 use rustix::io::Errno;
 use viommu_core::Iova;
 use vm_memory::VolatileSlice;
@@ -19,6 +20,8 @@ use crate::object::{Context, Hwpt, Ioas, PageTable};
 use crate::uapi::ioctl::Buffer;
 use crate::uapi::types::{IOMMU_TEST_OP_DIRTY, IOMMU_TEST_OP_MD_CHECK_MAP, iommu_test_cmd};
 
+/// What hardware it claims to be (`IOMMU_HW_INFO_TYPE_SELFTEST`).
+pub const HW_INFO: u32 = 0xfeed_beef;
 /// The type of a nested page table's description (`IOMMU_HWPT_DATA_SELFTEST`): two words, the value of its cache and 0.
 pub const HWPT_DATA: u32 = 0xdead;
 /// The type of invalidations on nested page tables and vIOMMUs: flags, 1 for all; then which.
@@ -78,6 +81,15 @@ impl MockDevice {
         self.hwpt.load(Ordering::Relaxed)
     }
 
+    /// Has it leave the context, as one does whose file is closed.
+    ///
+    /// # Errors
+    /// Of `IOMMU_DESTROY`: ENOENT when it has left.
+    pub fn leave(&self) -> Result<()> {
+        let mut command = iommu_destroy { id: self.mock, ..Default::default() };
+        self.context.call(&mut command, Buffer::NONE, format_args!("mock device {}", self.device))
+    }
+
     /// Raises a page request.
     ///
     /// # Errors
@@ -134,6 +146,10 @@ impl Attach for MockDevice {
         call(&self.context, PASID_DETACH, self.mock, &[pasid], Buffer::NONE)?;
         self.pasids.lock().unwrap_or_else(PoisonError::into_inner).remove(&pasid);
         Ok(())
+    }
+
+    fn number(&self, _: &Arc<Context>) -> Result<DeviceId> {
+        Ok(self.device)
     }
 }
 

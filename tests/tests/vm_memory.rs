@@ -29,7 +29,7 @@ impl Host for Applied<'_> {
         match change {
             Change::Map { .. } => {}
             Change::Unmap { range, .. } => self.0.invalidate(range),
-            Change::Attach { .. } | Change::Detach { .. } | Change::SetBypass { .. } => self.0.block(),
+            _ => self.0.block(),
         }
         Ok(())
     }
@@ -38,6 +38,7 @@ impl Host for Applied<'_> {
 impl Vmm {
     fn new(boot_bypass: bool, iommu: Arc<EndpointIommu>) -> Vmm {
         let config = DeviceConfig {
+            mode: viommu_core::Mode::Map,
             page_size_mask: 0x1000,
             aperture: IovaRange::ALL,
             domain_ids: 0..=u32::MAX,

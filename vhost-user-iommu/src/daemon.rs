@@ -66,6 +66,10 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
     }
     let tended_iommu = iommu.clone();
     start("devices", move || tended_iommu.tend_devices())?;
+    if config.mode.is_table() {
+        let watched_iommu = iommu.clone();
+        start("tables", move || watched_iommu.watch_tables())?;
+    }
     if let Some(control) = control {
         let controlled_iommu = iommu.clone();
         start("control", move || control::serve(&control, &*controlled_iommu))?;
@@ -87,6 +91,8 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
 
 /// With an aperture that the devices of the host can have.
 fn narrowed(config: &Config, vfio: Option<&Vfio>) -> Result<Config, UsageError> {
+    // The guest's own tables lie before the host's.
+    let vfio = vfio.filter(|_| !config.mode.is_table());
     let narrow = |vfio: &Vfio| vfio.narrow(config.aperture, config.page_size_mask);
     let aperture = vfio.map_or(Ok(config.aperture), narrow)?;
     Ok(Config { aperture, ..config.clone() })

@@ -8,7 +8,7 @@ use core::ops::RangeInclusive;
 use thiserror::Error;
 
 use crate::mapping::Mappings;
-use crate::{EndpointId, Granule, IovaRange};
+use crate::{EndpointId, Granule, IovaRange, Mode};
 
 /// How much a guest can make the device hold. Over a limit a request is refused with `NOMEM`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,18 +25,31 @@ pub struct Limits {
     pub mapping_bytes_max: usize,
     /// Faults that wait for the driver, each about 64 bytes; more are dropped and counted.
     pub faults_max: usize,
+    /// PASIDs that have a table, of all endpoints together, each about 200 bytes; only in table mode.
+    pub pasids_max: usize,
+    /// Pages that endpoints have asked for in vain so far, all together, each about 128 bytes; only in table mode.
+    pub page_requests_max: usize,
 }
 
 impl Default for Limits {
     /// About 100 MiB if a guest uses all of it.
     fn default() -> Limits {
-        Limits { domains_max: 4096, mappings_max: 1 << 20, mapping_bytes_max: 96 << 20, faults_max: 256 }
+        Limits {
+            domains_max: 4096,
+            mappings_max: 1 << 20,
+            mapping_bytes_max: 96 << 20,
+            faults_max: 256,
+            pasids_max: 4096,
+            page_requests_max: 1024,
+        }
     }
 }
 
 /// The fixed properties of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
+    /// What domains are made of.
+    pub mode: Mode,
     /// Page sizes, one bit each; the lowest is the granule, the others are hints to the driver.
     pub page_size_mask: u64,
     /// The IOVAs that can be mapped, `input_range`. Begins and ends on the granule.
@@ -71,6 +84,9 @@ pub enum ConfigError {
     /// No domain id at all.
     #[error("the range of domain ids is empty")]
     NoDomainId,
+    /// A feature bit that virtio uses otherwise.
+    #[error("feature bit {0} cannot be that of tables: it must be one of 7 to 23")]
+    FeatureBit(u8),
     /// Two endpoints of one id.
     #[error("{0} is given twice")]
     EndpointTwice(EndpointId),
@@ -93,6 +109,11 @@ impl DeviceConfig {
         }
         if self.domain_ids.is_empty() {
             return Err(ConfigError::NoDomainId);
+        }
+        if let Mode::Table { feature_bit } = self.mode
+            && !Mode::FEATURE_BITS.contains(&feature_bit)
+        {
+            return Err(ConfigError::FeatureBit(feature_bit));
         }
         Ok(granule)
     }

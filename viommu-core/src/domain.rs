@@ -7,7 +7,7 @@
 use alloc::collections::BTreeSet;
 
 use crate::mapping::{Mapping, Mappings, Reader};
-use crate::{Access, EndpointId, Gpa, Granule, Iova, IovaRange};
+use crate::{Access, EndpointId, Gpa, Granule, Iova, IovaRange, Pasid, TableFormat};
 
 /// What the endpoints of a domain reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,12 +16,16 @@ pub enum Space {
     Bypass,
     /// What is mapped.
     Paging(Mappings),
+    /// What tables of the guest say, which hardware walks and nobody here.
+    Tables(TableFormat),
 }
 
 /// One domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain {
     pub(crate) endpoints: BTreeSet<EndpointId>,
+    /// PASIDs of endpoints, which need not be in the domain themselves; only where there are tables.
+    pub(crate) pasids: BTreeSet<(EndpointId, Pasid)>,
     pub(crate) space: Space,
 }
 
@@ -60,7 +64,44 @@ impl Reader {
 impl Domain {
     pub(crate) fn new(bypass: bool, granule: Granule) -> Domain {
         let space = if bypass { Space::Bypass } else { Space::Paging(Mappings::new(granule)) };
-        Domain { endpoints: BTreeSet::new(), space }
+        Domain { endpoints: BTreeSet::new(), pasids: BTreeSet::new(), space }
+    }
+
+    pub(crate) fn of_tables(format: TableFormat) -> Domain {
+        Domain { endpoints: BTreeSet::new(), pasids: BTreeSet::new(), space: Space::Tables(format) }
+    }
+
+    /// Whether nothing is in the domain any more.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.endpoints.is_empty() && self.pasids.is_empty()
+    }
+
+    /// Whether everything in the domain is of this endpoint.
+    pub(crate) fn is_only_of(&self, endpoint: EndpointId) -> bool {
+        self.endpoints.iter().all(|id| *id == endpoint) && self.pasids.iter().all(|(id, _)| *id == endpoint)
+    }
+
+    /// Whether this PASID is in the domain.
+    pub(crate) fn has(&self, endpoint: EndpointId, pasid: Pasid) -> bool {
+        self.pasids.contains(&(endpoint, pasid))
+    }
+
+    /// Whether there is one endpoint, or one PASID, and nothing else.
+    pub(crate) fn has_only_one(&self) -> bool {
+        self.endpoints.len().saturating_add(self.pasids.len()) == 1
+    }
+
+    /// Whose tables the domain is made of; `None` if it is not.
+    pub fn table_format(&self) -> Option<TableFormat> {
+        match self.space {
+            Space::Tables(format) => Some(format),
+            Space::Bypass | Space::Paging(_) => None,
+        }
+    }
+
+    /// The PASIDs in the domain, with their endpoints.
+    pub fn pasids(&self) -> impl Iterator<Item = (EndpointId, Pasid)> {
+        self.pasids.iter().copied()
     }
 
     /// Whether the domain lets everything through.
@@ -68,12 +109,12 @@ impl Domain {
         matches!(self.space, Space::Bypass)
     }
 
-    /// The endpoints in the domain.
+    /// The endpoints in the domain, by themselves and not only one of their PASIDs.
     pub fn endpoints(&self) -> impl Iterator<Item = EndpointId> {
         self.endpoints.iter().copied()
     }
 
-    /// The mappings in order of IOVA; none in a bypass domain.
+    /// The mappings in order of IOVA; none in a bypass domain, or one of tables.
     pub fn mappings(&self) -> impl Iterator<Item = Mapping> {
         self.paging().into_iter().flat_map(Mappings::iter)
     }
@@ -90,24 +131,25 @@ impl Domain {
             // No address is changed and no access refused.
             Space::Bypass => Some(Extent::IDENTITY),
             Space::Paging(mappings) => Extent::of(mappings.find(iova.0)?, access),
+            Space::Tables(_) => None,
         }
     }
 
-    /// A handle that translates from other threads; `None` for a bypass domain, which translates nothing.
+    /// A handle that translates from other threads; `None` for a domain without mappings.
     pub fn reader(&self) -> Option<Reader> {
         self.paging().map(Mappings::reader)
     }
 
     pub(crate) fn paging(&self) -> Option<&Mappings> {
         match &self.space {
-            Space::Bypass => None,
+            Space::Bypass | Space::Tables(_) => None,
             Space::Paging(mappings) => Some(mappings),
         }
     }
 
     pub(crate) fn paging_mut(&mut self) -> Option<&mut Mappings> {
         match &mut self.space {
-            Space::Bypass => None,
+            Space::Bypass | Space::Tables(_) => None,
             Space::Paging(mappings) => Some(mappings),
         }
     }

@@ -2,10 +2,7 @@
 
 //! Refused accesses on their way to the driver.
 //!
-//! Faults wait here until the daemon finds a buffer on the event queue. Their number is limited, and one
-//! that already waits is not queued twice: an endpoint that repeats itself costs nothing.
-
-use alloc::collections::VecDeque;
+//! Says what a fault is, and how an event tells of it; how they wait is the matter of `event`.
 
 use core::fmt;
 
@@ -83,42 +80,6 @@ impl Fault {
         let mut bytes = [0; EVENT_SIZE];
         bytes.copy_from_slice(event.as_bytes());
         bytes
-    }
-}
-
-/// Faults that wait for a buffer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PendingFaults {
-    waiting: VecDeque<Fault>,
-}
-
-impl PendingFaults {
-    /// Queues `fault`; false when `faults_max` wait already and it is dropped.
-    pub(crate) fn push(&mut self, fault: Fault, faults_max: usize) -> bool {
-        if self.waiting.contains(&fault) {
-            return true;
-        }
-        if self.waiting.len() >= faults_max {
-            return false;
-        }
-        self.waiting.push_back(fault);
-        true
-    }
-
-    pub(crate) fn first(&self) -> Option<&Fault> {
-        self.waiting.front()
-    }
-
-    pub(crate) fn remove_first(&mut self) {
-        self.waiting.pop_front();
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.waiting.clear();
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
     }
 }
 

@@ -2,7 +2,10 @@
 
 //! What the device asks of the outside, and the contract of whoever applies it.
 
-use crate::{DomainId, EndpointId, HostError, IovaRange, Target};
+use crate::{
+    DomainId, EndpointId, HostError, Invalidation, IovaRange, Pasid, RequestGroup, ResponseCode, Table,
+    Target,
+};
 
 /// A change that the outside must apply before the device commits it.
 ///
@@ -11,7 +14,7 @@ use crate::{DomainId, EndpointId, HostError, IovaRange, Target};
 /// change would newly allow stay refused until it is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// `endpoint` leaves `from`, or the state of unattached endpoints, and enters `to`.
+    /// `endpoint` leaves `from`, or the state of unattached endpoints, and enters `to`. Its PASIDs have no table any more.
     Attach {
         /// The endpoint.
         endpoint: EndpointId,
@@ -22,7 +25,7 @@ pub enum Change {
         /// Whether that is a bypass domain.
         bypass: bool,
     },
-    /// `endpoint` leaves `from` and is unattached.
+    /// `endpoint` leaves `from` and is unattached. Its PASIDs have no table any more.
     Detach {
         /// The endpoint.
         endpoint: EndpointId,
@@ -44,6 +47,46 @@ pub enum Change {
         domain: DomainId,
         /// The IOVAs.
         range: IovaRange,
+    },
+    /// `endpoint`, or one of its PASIDs, uses `table` from now on, in place of what it used. Other PASIDs stay as they are,
+    /// unless the format has them in the table.
+    AttachTable {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// The PASID; accesses without one if there is none here.
+        pasid: Option<Pasid>,
+        /// The domain that it leaves, which may be the one that it enters.
+        from: Option<DomainId>,
+        /// The domain it enters; it may not exist yet.
+        to: DomainId,
+        /// The table. `EFAULT` is for one that lies outside of the guest's memory.
+        table: Table,
+    },
+    /// A PASID of `endpoint` has no table any more.
+    DetachPasid {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// The PASID.
+        pasid: Pasid,
+        /// The domain that it leaves.
+        from: DomainId,
+    },
+    /// What caches hold of a domain's tables is to be forgotten.
+    Invalidate {
+        /// The domain.
+        domain: DomainId,
+        /// What is concerned.
+        invalidation: Invalidation,
+    },
+    /// The driver's answer to a group of page requests. That the outside knows none of this cookie any more, since it has
+    /// answered by itself, is no error.
+    Respond {
+        /// Which.
+        to: RequestGroup,
+        /// By what the outside knows them, see [`Device::request_pages`](crate::Device::request_pages).
+        cookie: u64,
+        /// The answer.
+        code: ResponseCode,
     },
     /// Whether unattached endpoints reach guest memory untranslated.
     SetBypass {

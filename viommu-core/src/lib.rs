@@ -41,15 +41,19 @@ mod addr;
 mod config;
 mod device;
 mod domain;
+mod event;
 mod fault;
 mod features;
+mod format;
 mod host;
 mod id;
 pub mod manual;
 pub mod mapping;
+mod page_request;
 pub mod request;
 mod reserved;
 mod status;
+mod table;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 pub mod wire;
@@ -58,11 +62,17 @@ pub use addr::{Gpa, Granule, Iova, IovaRange};
 pub use config::{ConfigError, DeviceConfig, Limits};
 pub use device::{Broken, CONFIG_SIZE, Device, Lingering, Reply, Segment, Step, Translation};
 pub use domain::{Domain, Extent};
+pub use event::{Event, PageRequest, TABLE_EVENT_SIZE, TableAccess, TableFault, TableFaultReason};
 pub use fault::{EVENT_SIZE, Fault, FaultReason};
-pub use features::Features;
+pub use features::{Features, Mode};
 pub use host::{Change, Host, NoHost};
-pub use id::{DomainId, EndpointId};
+pub use id::{DomainId, EndpointId, Pasid};
 pub use mapping::Mapping;
+pub use page_request::PageAnswer;
 pub use request::{Access, Target};
-pub use reserved::{PROBE_SIZE, REGIONS_MAX, ReservedError, ReservedKind, ReservedRegion};
+pub use reserved::{PROBE_SIZE, REGIONS_MAX, ReservedError, ReservedKind, ReservedRegion, TABLE_PROBE_SIZE};
 pub use status::{HostError, Reject, Status};
+pub use table::{
+    Caches, Invalidation, PageRequestSupport, PasidSupport, RequestGroup, ResponseCode, Scope, Table,
+    TableFormat, TableHardware, TableSupport,
+};

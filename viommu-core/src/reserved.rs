@@ -19,6 +19,9 @@ pub enum ReservedKind {
     Reserved,
     /// Message-signalled interrupts.
     Msi,
+    /// The host's window for interrupts: the driver maps it to itself in every stage-1 table. Only for devices in table
+    /// mode; other drivers do not know it.
+    Identity,
 }
 
 /// IOVAs that a driver must not map.
@@ -44,8 +47,18 @@ pub enum ReservedError {
     TooMany(usize),
 }
 
-/// Bytes of properties in a PROBE reply.
+/// Bytes of properties in a PROBE reply in map mode.
 pub const PROBE_SIZE: usize = 512;
+
+/// Bytes of properties in a PROBE reply in table mode: as many regions, and what is said of tables.
+pub const TABLE_PROBE_SIZE: usize = 640;
+
+const _: () = assert!(
+    TABLE_PROBE_SIZE - PROBE_SIZE
+        >= size_of::<wire::HwArmSmmu3>()
+            + size_of::<wire::PropertyPasid>()
+            + size_of::<wire::PropertyPageRequests>()
+);
 
 /// How many regions fit into the properties of one endpoint.
 pub const REGIONS_MAX: usize = PROBE_SIZE / size_of::<wire::ResvMem>();
@@ -82,10 +95,10 @@ impl ReservedRegions {
         self.0.iter().map(|region| region.range)
     }
 
-    /// The properties as the driver reads them, filled up with zeroes to [`PROBE_SIZE`].
+    /// The properties as the driver reads them, without the zeroes that follow.
     pub(crate) fn properties(&self) -> Vec<u8> {
-        //= virtio#devicenormative:IOMMU/PROBE request A43 A44 A45 A47
-        // Each property follows the one before at once, its length without its header; the rest is zero.
+        //= virtio#devicenormative:IOMMU/PROBE request A43 A44 A45
+        // Each property follows the one before at once, its length without its header.
         const LENGTH: u16 = (size_of::<wire::ResvMem>() - wire::PROPERTY_HEADER_SIZE) as u16;
         let mut bytes = Vec::with_capacity(PROBE_SIZE);
         for region in &self.0 {
@@ -95,6 +108,7 @@ impl ReservedRegions {
                 subtype: match region.kind {
                     ReservedKind::Reserved => wire::RESV_MEM_T_RESERVED,
                     ReservedKind::Msi => wire::RESV_MEM_T_MSI,
+                    ReservedKind::Identity => wire::RESV_MEM_T_IDENTITY,
                 },
                 //= virtio#devicenormative:IOMMU/RESVMEM A48
                 // It has no meaning yet.
@@ -104,7 +118,6 @@ impl ReservedRegions {
             };
             bytes.extend_from_slice(property.as_bytes());
         }
-        bytes.resize(PROBE_SIZE, 0);
         bytes
     }
 }

@@ -9,7 +9,7 @@ use core::fmt;
 
 use thiserror::Error;
 
-use crate::{DomainId, EndpointId, IovaRange};
+use crate::{DomainId, EndpointId, IovaRange, Pasid, RequestGroup};
 
 /// The status byte of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Status {
     Range = 5,
     /// There is no such endpoint or domain.
     NoEnt = 6,
-    /// An address is bad; never sent by this device.
+    /// The address of a table leads to no memory.
     Fault = 7,
     /// A limit is reached.
     NoMem = 8,
@@ -119,6 +119,74 @@ pub enum Reject {
     /// No more mappings.
     #[error("limit of {0} mappings reached")]
     MappingLimit(usize),
+    /// There is no format of tables with this number.
+    #[error("unknown table format {0}")]
+    UnknownFormat(u8),
+    /// The endpoint, or what walks its tables, cannot do this.
+    #[error("the hardware behind the endpoint lacks {0}")]
+    HardwareLacks(&'static str),
+    /// The device is one of tables, so there are no domains of mappings.
+    #[error("ATTACH without a table to a device that has no mappings")]
+    NoMappings,
+    /// The domain exists and its tables are of another format.
+    #[error("{0} exists with tables of another format")]
+    FormatMismatch(DomainId),
+    /// No number of a PASID that the endpoint can use.
+    #[error("{0} is outside the range of the endpoint's")]
+    PasidRange(Pasid),
+    /// A table for more PASIDs than the hardware has.
+    #[error("a table for PASIDs of {0} bits is too large for the hardware")]
+    PasidBits(u64),
+    /// PASIDs are only of use for an endpoint that is attached.
+    #[error("{0} is in no domain, so its PASIDs cannot be")]
+    Unattached(EndpointId),
+    /// The PASID is not in the domain that a request names.
+    #[error("{1} of {0} is not attached to {2}")]
+    PasidNotAttached(EndpointId, Pasid, DomainId),
+    /// Hardware cannot tell the endpoint from another, which uses another table.
+    #[error("{0} shares a group of the host with {1}, which uses another table")]
+    GroupTable(EndpointId, EndpointId),
+    /// No more PASIDs with a table.
+    #[error("limit of {0} PASIDs with a table reached")]
+    PasidLimit(usize),
+    /// The table, or what it names, lies where no guest memory is.
+    #[error("the table lies outside of the guest's memory: {0}")]
+    TableAddress(HostError),
+    /// An invalidation of what no scope is, or of nothing.
+    #[error("an invalidation of scope {scope}, caches {caches:#x} and flags {flags:#x} makes no sense")]
+    Invalidation {
+        /// The scope.
+        scope: u8,
+        /// The caches.
+        caches: u8,
+        /// The flags.
+        flags: u16,
+    },
+    /// The tables of this format know no numbers of address spaces, or no such number.
+    #[error("there is no address space of number {0:#x}")]
+    AddressSpaceId(u64),
+    /// No PASID of that number is in the domain.
+    #[error("{1} is not in {0}")]
+    NoPasid(DomainId, Pasid),
+    /// A page size that hardware of the domain does not have.
+    #[error("no pages of 2^{0} bytes")]
+    PageSize(u8),
+    /// Pages that do not begin on their own border, are none, or pass the end of the 64-bit space.
+    #[error("{pages:#x} pages of 2^{page_shift} bytes from {start:#x} are no range")]
+    Pages {
+        /// The first address.
+        start: u64,
+        /// How many.
+        pages: u64,
+        /// Of which size, as its logarithm to base 2.
+        page_shift: u8,
+    },
+    /// An answer that does not exist.
+    #[error("unknown response code {0}")]
+    ResponseCode(u16),
+    /// Nobody waits for this answer, or not any more.
+    #[error("{} waits for no response to group {}", _0.endpoint, _0.group)]
+    NoRequest(RequestGroup),
     /// The host refused the change.
     #[error("{0}")]
     Host(HostError),
@@ -137,6 +205,7 @@ impl HostError {
     /// These have one number on every Linux.
     const ENOMEM: i32 = 12;
     const ENOSPC: i32 = 28;
+    pub(crate) const EFAULT: i32 = 14;
 }
 
 impl fmt::Display for HostError {
@@ -150,13 +219,20 @@ impl core::error::Error for HostError {}
 impl From<&Reject> for Status {
     fn from(reject: &Reject) -> Status {
         match reject {
-            Reject::NoEndpoint(_) | Reject::NoDomain(_) => Status::NoEnt,
+            Reject::NoEndpoint(_) | Reject::NoDomain(_) | Reject::NoPasid(..) | Reject::NoRequest(_) => {
+                Status::NoEnt
+            }
             Reject::DomainRange(_)
             | Reject::Reversed { .. }
             | Reject::Unaligned(_)
             | Reject::TargetWraps(_)
             | Reject::InputRange(_)
-            | Reject::Split(_) => Status::Range,
+            | Reject::Split(_)
+            | Reject::PasidRange(_)
+            | Reject::PasidBits(_)
+            | Reject::AddressSpaceId(_)
+            | Reject::PageSize(_)
+            | Reject::Pages { .. } => Status::Range,
             Reject::TooShort { .. }
             | Reject::ReplyTooShort { .. }
             | Reject::Reserved
@@ -165,9 +241,23 @@ impl From<&Reject> for Status {
             | Reject::NotAttached(..)
             | Reject::BypassDomain(_)
             | Reject::Overlap(_)
-            | Reject::ReservedRegion(_) => Status::Inval,
-            Reject::Incompatible(..) | Reject::GroupElsewhere(..) => Status::Unsupp,
-            Reject::DomainLimit(_) | Reject::MappingLimit(_) | Reject::MappingMemory(_) => Status::NoMem,
+            | Reject::ReservedRegion(_)
+            | Reject::FormatMismatch(_)
+            | Reject::Unattached(_)
+            | Reject::PasidNotAttached(..)
+            | Reject::Invalidation { .. }
+            | Reject::ResponseCode(_) => Status::Inval,
+            Reject::Incompatible(..)
+            | Reject::GroupElsewhere(..)
+            | Reject::UnknownFormat(_)
+            | Reject::HardwareLacks(_)
+            | Reject::NoMappings
+            | Reject::GroupTable(..) => Status::Unsupp,
+            Reject::DomainLimit(_)
+            | Reject::MappingLimit(_)
+            | Reject::MappingMemory(_)
+            | Reject::PasidLimit(_) => Status::NoMem,
+            Reject::TableAddress(_) => Status::Fault,
             Reject::Host(HostError { errno: HostError::ENOMEM | HostError::ENOSPC, .. }) => Status::NoMem,
             Reject::Host(_) => Status::DevErr,
         }

@@ -22,7 +22,7 @@
 //!         match change {
 //!             Change::Map { .. } => {}
 //!             Change::Unmap { range, .. } => self.0.invalidate(range),
-//!             Change::Attach { .. } | Change::Detach { .. } | Change::SetBypass { .. } => self.0.block(),
+//!             _ => self.0.block(),
 //!         }
 //!         Ok(())
 //!     }
@@ -30,6 +30,7 @@
 //!
 //! let disk = EndpointId(8);
 //! let mut device = Device::new(DeviceConfig {
+//!     mode: viommu_core::Mode::Map,
 //!     page_size_mask: 0x1000,
 //!     aperture: IovaRange::ALL,
 //!     domain_ids: 0..=u32::MAX,

@@ -29,6 +29,11 @@ const COMMAND: u16 = 4;
 /// Its bit for requests of the device's own: DMA and message-signalled interrupts.
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 
+/// Where extended capabilities begin.
+const EXTENDED_CAPABILITIES: u16 = 0x100;
+/// Each has eight bytes at least.
+const EXTENDED_CAPABILITIES_MAX: usize = (4096 - 256) / 8;
+
 impl Cdev {
     /// Its configuration space, which is looked for once.
     ///
@@ -93,5 +98,26 @@ impl ConfigSpace<'_> {
             Ok(_) => Err(error(Errno::IO)),
             Err(errno) => Err(error(errno)),
         }
+    }
+
+    /// Where the extended capability of this number begins (PCI Express), if the device has it and VFIO shows it.
+    ///
+    /// # Errors
+    /// As for [`read_u16`](ConfigSpace::read_u16).
+    pub fn extended_capability(&self, number: u16) -> Result<Option<u16>> {
+        let mut at = EXTENDED_CAPABILITIES;
+        // As many as there is room for: a device may have a circle of them.
+        for _ in 0..EXTENDED_CAPABILITIES_MAX {
+            if at < EXTENDED_CAPABILITIES || u64::from(at) + 4 > self.region.bytes {
+                return Ok(None);
+            }
+            let (found, next) = (self.read_u16(at)?, self.read_u16(at + 2)? >> 4 & !3);
+            match found {
+                0 | u16::MAX => return Ok(None),
+                found if found == number => return Ok(Some(at)),
+                _ => at = next,
+            }
+        }
+        Ok(None)
     }
 }

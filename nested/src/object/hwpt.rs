@@ -10,7 +10,7 @@ use viommu_core::IovaRange;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::context::Context;
-use super::invalidate::{Invalidated, invalidate};
+use super::invalidate::{Entries, Invalidated, invalidate};
 use super::ioas::Ioas;
 use super::queues::FaultQueue;
 use super::viommu::Viommu;
@@ -210,7 +210,15 @@ impl Hwpt {
         data_type: u32,
         entries: &[E],
     ) -> std::result::Result<(), Invalidated> {
-        invalidate(self.context(), self.id(), data_type, entries)
+        self.invalidate_entries(&Entries::of(data_type, entries))
+    }
+
+    /// The same, of entries of any vendor.
+    ///
+    /// # Errors
+    /// As [`invalidate`](Self::invalidate).
+    pub fn invalidate_entries(&self, entries: &Entries) -> std::result::Result<(), Invalidated> {
+        invalidate(self.context(), self.id(), entries)
     }
 }
 

@@ -11,7 +11,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::context::Context;
 use super::hwpt::Hwpt;
-use super::invalidate::{Invalidated, invalidate};
+use super::invalidate::{Entries, Invalidated, invalidate};
 use super::{Object, too_long};
 use crate::device::DeviceId;
 use crate::error::Result;
@@ -88,7 +88,15 @@ impl Viommu {
         data_type: u32,
         entries: &[E],
     ) -> std::result::Result<(), Invalidated> {
-        invalidate(self.context(), self.id(), data_type, entries)
+        self.invalidate_entries(&Entries::of(data_type, entries))
+    }
+
+    /// The same, of entries of any vendor.
+    ///
+    /// # Errors
+    /// As [`invalidate`](Self::invalidate).
+    pub fn invalidate_entries(&self, entries: &Entries) -> std::result::Result<(), Invalidated> {
+        invalidate(self.context(), self.id(), entries)
     }
 }
 

@@ -2,7 +2,7 @@
 
 //! What a change of the device means to the address spaces: all of it is done, or none.
 
-use viommu_core::{Change, Device, DomainId, EndpointId, Mapping};
+use viommu_core::{Change, Device, DomainId, EndpointId, Mapping, Pasid, Table};
 
 use crate::device::Attach;
 use crate::error::Result;
@@ -34,6 +34,9 @@ pub trait Known {
     /// What a domain maps.
     fn mappings(&self, domain: DomainId) -> Vec<Mapping>;
 
+    /// The tables that an endpoint and its PASIDs use, and the domains that they are in.
+    fn tables(&self, endpoint: EndpointId) -> Vec<(Option<Pasid>, DomainId, Table)>;
+
     /// The endpoints that are in no domain.
     fn unattached(&self) -> Vec<EndpointId>;
 
@@ -44,6 +47,12 @@ pub trait Known {
 impl Known for Device {
     fn mappings(&self, domain: DomainId) -> Vec<Mapping> {
         self.domain(domain).into_iter().flat_map(|domain| domain.mappings()).collect()
+    }
+
+    fn tables(&self, endpoint: EndpointId) -> Vec<(Option<Pasid>, DomainId, Table)> {
+        let pasids = self.pasids(endpoint).map(Some);
+        let attached = |pasid| self.table_of(endpoint, pasid).map(|(domain, table)| (pasid, domain, table));
+        [None].into_iter().chain(pasids).filter_map(attached).collect()
     }
 
     fn unattached(&self) -> Vec<EndpointId> {
@@ -67,9 +76,15 @@ impl<D: Attach> Shadow<D> {
             Change::Attach { endpoint, to, bypass, .. } => {
                 self.move_to(endpoint, if bypass { Goal::BypassDomain } else { Goal::Domain(to) }, known)
             }
-            Change::Detach { endpoint, .. } => {
-                self.move_to(endpoint, Goal::of_unattached(known.bypass()), known)
+            Change::Detach { endpoint, .. } => self.without_pasids(endpoint, |shadow| {
+                shadow.move_to(endpoint, Goal::of_unattached(known.bypass()), known)
+            }),
+            Change::AttachTable { endpoint, pasid, to, table, .. } => {
+                self.attach_table(endpoint, pasid, to, table)
             }
+            Change::DetachPasid { endpoint, pasid, .. } => self.detach_pasid(endpoint, pasid),
+            Change::Invalidate { domain, invalidation } => self.invalidate(domain, &invalidation),
+            Change::Respond { cookie, code, .. } => self.respond(cookie, code),
             Change::SetBypass { enabled } => self.move_all(&known.unattached(), enabled, known),
         }
     }
@@ -86,11 +101,28 @@ impl<D: Attach> Shadow<D> {
             Goal::Nothing => self.block(endpoint),
             Goal::Memory => self.bypass(endpoint),
             Goal::BypassDomain => self.attach_bypass(endpoint),
-            Goal::Domain(domain) => {
-                let mappings = if self.has_domain(domain) { Vec::new() } else { known.mappings(domain) };
-                self.attach(endpoint, domain, mappings)
+            Goal::Domain(domain) => match of_device(&known.tables(endpoint)) {
+                Some((domain, table)) => self.attach_table(endpoint, None, domain, table),
+                None => {
+                    let mappings = if self.has_domain(domain) { Vec::new() } else { known.mappings(domain) };
+                    self.attach(endpoint, domain, mappings)
+                }
+            },
+        }
+    }
+
+    /// Attaches the PASIDs of an endpoint that should have tables and have none, since the VMM had not bound the device.
+    ///
+    /// # Errors
+    /// Of [`attach_table`](Shadow::attach_table), for the first that cannot have its own; the others have theirs.
+    pub fn attach_pasids(&mut self, endpoint: EndpointId, known: &impl Known) -> Result<()> {
+        let mut result = Ok(());
+        for (pasid, domain, table) in known.tables(endpoint) {
+            if pasid.is_some() && !self.has_table(endpoint, pasid) {
+                result = result.and(self.attach_table(endpoint, pasid, domain, table));
             }
         }
+        result
     }
 
     /// Moves all of these that are in no domain, be it by their group, and do not linger: that is of an earlier life.
@@ -118,4 +150,10 @@ impl<D: Attach> Shadow<D> {
             }
         }
     }
+}
+
+/// The table of an endpoint's own.
+fn of_device(tables: &[(Option<Pasid>, DomainId, Table)]) -> Option<(DomainId, Table)> {
+    let mut found = tables.iter().filter(|(pasid, ..)| pasid.is_none());
+    found.next().map(|(_, domain, table)| (*domain, *table))
 }

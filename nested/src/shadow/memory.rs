@@ -93,6 +93,21 @@ impl GuestMemory {
         result
     }
 
+    /// Whether all of a range of GPAs is in it.
+    pub fn has(&self, range: &IovaRange) -> bool {
+        let mut next = range.start();
+        loop {
+            let Some((_, held)) = self.regions.range(..=next).next_back() else { return false };
+            if held.range.last() >= range.last() {
+                return true;
+            }
+            match held.range.last().checked_add(1) {
+                Some(after) if after > next => next = after,
+                _ => return false,
+            }
+        }
+    }
+
     /// Looks once more for what could not be had: the VMM may have bound its first device meanwhile.
     pub fn complete(&mut self, ours: &BTreeSet<u32>) {
         for held in std::mem::take(&mut self.missing) {

@@ -9,6 +9,7 @@
 //! | endpoint in a domain     | a device attached to the domain's address space                             |
 //! | endpoint in bypass mode  | a device attached to the memory's address space, or to the VMM's            |
 //! | endpoint that is blocked | a device attached to nothing                                                |
+//! | table                    | a nested page table over the memory's address space                         |
 //!
 //! The devices are bound to the context by another process, the VMM, which attaches them to an address space of its
 //! own at first. The devices of a group of the host move together: if one of them is in a domain, all reach that.
@@ -16,23 +17,34 @@
 //! Decides nothing: which domain an endpoint is in is the caller's matter.
 
 mod apply;
+mod base;
+mod group;
+mod invalidate;
+mod mappings;
 mod memory;
+mod notices;
 mod space;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::io::Errno;
-use viommu_core::{DomainId, EndpointId, IovaRange, Mapping, Target};
+use rustix::event::epoll;
+use viommu_core::{DomainId, EndpointId, IovaRange, Pasid};
 
-use crate::device::{Attach, Attached};
+use crate::device::{Attach, Attached, DeviceId, HwInfo};
 use crate::error::{Error, Result};
-use crate::object::{Context, PageTable};
+use crate::object::{Context, FaultQueue, PageTable};
 
+use base::{Base, Seat};
 use space::Space;
+use tables::Placed;
 
 pub use apply::{Goal, Known};
+pub use base::nesting_of;
 pub use memory::{GuestMemory, Lasting, MemoryRegion};
+pub use notices::Notice;
 
 /// The address spaces of one guest in one context, and the devices that use them.
 #[derive(Debug)]
@@ -44,15 +56,37 @@ pub struct Shadow<D> {
     /// Of the domains that a device is in.
     spaces: BTreeMap<DomainId, Space>,
     endpoints: BTreeMap<EndpointId, Endpoint<D>>,
+    /// Where requests for pages arrive, once somebody may make some.
+    faults: Option<Arc<FaultQueue>>,
+    /// An epoll instance: readable when a queue is.
+    sources: OwnedFd,
+    /// The kernel's numbers of requests for pages that wait for an answer.
+    waiting: BTreeMap<u64, u32>,
+    next_cookie: u64,
 }
 
 #[derive(Debug)]
 struct Endpoint<D> {
+    // First: a field is dropped before those that follow it.
     device: Attached<D>,
+    /// The tables of the guest that it and its PASIDs use.
+    tables: BTreeMap<Option<Pasid>, Placed>,
+    /// Where its tables lie, since it has had one.
+    seat: Option<Seat>,
+    /// The device's number in the context and its hardware, since they are known.
+    identity: Option<(DeviceId, HwInfo)>,
+    /// Whether its requests for pages are told.
+    has_requests: bool,
     group: Option<u32>,
     reach: Reach,
     /// Whether it is in a domain by itself, and not only because its group is.
     is_member: bool,
+}
+
+impl<D> Endpoint<D> {
+    fn is_over(&self, base: &Arc<Base>) -> bool {
+        self.seat.as_ref().is_some_and(|seat| Arc::ptr_eq(&seat.base, base))
+    }
 }
 
 /// What a device reaches.
@@ -64,9 +98,9 @@ pub enum Reach {
     Nothing,
     /// The guest's memory, untranslated.
     Memory,
-    /// What the domain maps.
+    /// What the domain maps, or the guest's table that it uses in the domain.
     Domain(DomainId),
-    /// What a domain mapped that does not exist any more.
+    /// What it did in a domain that does not exist any more, or one of its PASIDs did.
     Lingering,
 }
 
@@ -74,22 +108,37 @@ impl<D: Attach> Shadow<D> {
     /// No memory and no device yet. What lies in `doorbell`, GPAs, receives interrupts and is no memory.
     ///
     /// # Errors
-    /// Of `IOMMU_IOAS_ALLOC`.
+    /// Of `IOMMU_IOAS_ALLOC` and `epoll_create`.
     pub fn new(context: &Arc<Context>, doorbell: Option<IovaRange>) -> Result<Shadow<D>> {
+        let sources = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|errno| Error::of_call("epoll_create", errno, format_args!("for events of devices")))?;
         Ok(Shadow {
             context: context.clone(),
             memory: GuestMemory::new(context)?,
             doorbell,
             spaces: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            faults: None,
+            sources,
+            waiting: BTreeMap::new(),
+            next_cookie: 0,
         })
     }
 
     /// Takes the device of an endpoint, which the VMM attaches to what it likes. Devices of one IOMMU group cannot be told
     /// from each other.
     pub fn add(&mut self, endpoint: EndpointId, device: D, group: Option<u32>) {
-        let device = Attached::new(device);
-        self.endpoints.insert(endpoint, Endpoint { device, group, reach: Reach::Vmm, is_member: false });
+        let new = Endpoint {
+            device: Attached::new(device),
+            tables: BTreeMap::new(),
+            seat: None,
+            identity: None,
+            has_requests: false,
+            group,
+            reach: Reach::Vmm,
+            is_member: false,
+        };
+        self.endpoints.insert(endpoint, new);
     }
 
     /// Lets go of the device of an endpoint, which reaches nothing any more once all of its group are gone. That it
@@ -98,22 +147,17 @@ impl<D: Attach> Shadow<D> {
         let mut others = self.group_of(endpoint);
         let mut removed = self.endpoints.remove(&endpoint)?;
         others.retain(|other| *other != endpoint);
-        if let Err(error) = removed.device.detach(None)
-            && removed.device.device().is_bound()
-        {
-            log::error!("{endpoint}: its device is let go of, and may reach what it did: {error}");
+        let pasids: Vec<Option<u32>> = removed.device.pasids().map(Some).collect();
+        for pasid in pasids.into_iter().chain([None]) {
+            if let Err(error) = removed.device.detach(pasid)
+                && removed.device.device().is_bound()
+            {
+                log::error!("{endpoint}: its device is let go of, and may reach what it did: {error}");
+            }
         }
         others.into_iter().for_each(|other| self.block_follower(other));
         self.forget_unused();
         Some(removed.device.into_device())
-    }
-
-    /// The endpoints that cannot be told from this one, itself among them.
-    pub fn group_of(&self, endpoint: EndpointId) -> Vec<EndpointId> {
-        let group = self.endpoints.get(&endpoint).and_then(|endpoint| endpoint.group);
-        let is_in_it =
-            |id: EndpointId, other: &Endpoint<D>| id == endpoint || (group.is_some() && other.group == group);
-        self.endpoints.iter().filter(|(id, other)| is_in_it(**id, other)).map(|(id, _)| *id).collect()
     }
 
     /// The context that all of it is in.
@@ -151,40 +195,13 @@ impl<D: Attach> Shadow<D> {
         self.memory.set(regions, lasting, &ours)
     }
 
-    /// Whether an address space exists for this domain, which has to be told of its changes.
-    pub fn has_domain(&self, domain: DomainId) -> bool {
-        self.spaces.contains_key(&domain)
-    }
-
-    /// Attaches an endpoint to a domain in place of what it reaches; `mappings` are those of the domain, for when no
-    /// device has been in it. An endpoint without a device needs nothing, and one whose device the VMM has yet to bind has
-    /// to be attached again then.
-    ///
-    /// # Errors
-    /// Of `IOMMU_IOAS_ALLOC` and `IOMMU_IOAS_COPY`, and of [`Attach::attach`].
-    pub fn attach(
-        &mut self,
-        endpoint: EndpointId,
-        to: DomainId,
-        mappings: impl IntoIterator<Item = Mapping>,
-    ) -> Result<()> {
-        if !self.device(endpoint).is_some_and(Attach::is_bound) {
-            return Ok(());
-        }
-        let new = if self.has_domain(to) { None } else { Some(self.filled(mappings)?) };
-        let Some(table) = new.as_ref().or(self.spaces.get(&to)).map(Space::table) else { return Ok(()) };
-        self.move_group(endpoint, table, Reach::Domain(to))?;
-        self.spaces.extend(new.map(|space| (to, space)));
-        self.set_member(endpoint, true);
-        Ok(())
-    }
-
     /// Attaches an endpoint to a bypass domain: it reaches all of the guest's memory, untranslated. One that is not bound
     /// yet is going to, by the VMM.
     ///
     /// # Errors
     /// Of [`Attach::attach`].
     pub fn attach_bypass(&mut self, endpoint: EndpointId) -> Result<()> {
+        self.detach_stale(endpoint)?;
         if self.device(endpoint).is_some_and(Attach::is_bound) {
             self.move_to_memory(endpoint)?;
         }
@@ -198,6 +215,7 @@ impl<D: Attach> Shadow<D> {
     /// # Errors
     /// Of [`Attach::attach`].
     pub fn bypass(&mut self, endpoint: EndpointId) -> Result<()> {
+        self.detach_stale(endpoint)?;
         if !self.is_kept_by_group(endpoint) && self.device(endpoint).is_some_and(Attach::is_bound) {
             self.move_to_memory(endpoint)?;
         }
@@ -210,6 +228,7 @@ impl<D: Attach> Shadow<D> {
     /// # Errors
     /// Of [`Attach::detach`].
     pub fn block(&mut self, endpoint: EndpointId) -> Result<()> {
+        self.detach_stale(endpoint)?;
         if !self.is_kept_by_group(endpoint) {
             self.block_group(endpoint)?;
         }
@@ -217,33 +236,14 @@ impl<D: Attach> Shadow<D> {
         Ok(())
     }
 
-    /// Adds a mapping to a domain.
-    ///
-    /// # Errors
-    /// Of `IOMMU_IOAS_COPY`: ENOENT when the target is no memory.
-    pub fn map(&mut self, domain: DomainId, range: &IovaRange, target: Target) -> Result<()> {
-        let Some(space) = self.spaces.get(&domain) else { return Ok(()) };
-        let is_held = self.copy(space, range, target)?;
-        if let Some(space) = self.spaces.get_mut(&domain).filter(|_| !is_held) {
-            space.keep_idle(range);
-        }
-        Ok(())
-    }
-
-    /// Removes what a domain maps within `range`, none of it only in part.
-    ///
-    /// # Errors
-    /// Of `IOMMU_IOAS_UNMAP`.
-    pub fn unmap(&mut self, domain: DomainId, range: &IovaRange) -> Result<()> {
-        self.spaces.get_mut(&domain).map_or(Ok(()), |space| space.unmap(range))
-    }
-
     /// All domains are gone at once. Their endpoints linger: they reach what they did until they are moved.
     pub fn reset(&mut self) {
         self.spaces.clear();
         for endpoint in self.endpoints.values_mut() {
             let was_member = std::mem::take(&mut endpoint.is_member);
-            if was_member || matches!(endpoint.reach, Reach::Domain(_)) {
+            endpoint.tables.clear();
+            let has_pasids = endpoint.device.pasids().next().is_some();
+            if was_member || has_pasids || matches!(endpoint.reach, Reach::Domain(_)) {
                 endpoint.reach = Reach::Lingering;
             }
         }
@@ -252,54 +252,7 @@ impl<D: Attach> Shadow<D> {
     fn move_to_memory(&mut self, endpoint: EndpointId) -> Result<()> {
         let ours = self.address_spaces();
         self.memory.complete(&ours);
-        let table = PageTable::Auto(self.memory.space().clone());
-        self.move_group(endpoint, table, Reach::Memory)
-    }
-
-    /// Blocks what has followed another of its group into a domain and is left alone there.
-    fn block_follower(&mut self, endpoint: EndpointId) {
-        let is_in_domain = matches!(self.reach(endpoint), Some(Reach::Domain(_)));
-        let is_member = self.endpoints.get(&endpoint).is_some_and(|endpoint| endpoint.is_member);
-        if is_in_domain
-            && !is_member
-            && let Err(error) = self.block(endpoint)
-        {
-            log::error!("{endpoint}: it cannot be blocked: {error}");
-        }
-    }
-
-    /// Attaches an endpoint, and with it all of its group.
-    fn move_group(&mut self, endpoint: EndpointId, to: PageTable, reach: Reach) -> Result<()> {
-        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
-            endpoint.device.attach(to.clone(), None)?;
-        }
-        for id in self.group_of(endpoint) {
-            if let Some(endpoint) = self.endpoints.get_mut(&id) {
-                endpoint.device.followed(Some(to.clone()));
-                endpoint.reach = reach;
-            }
-        }
-        Ok(())
-    }
-
-    /// The kernel keeps a group attached until the last of it is detached. So the others are still attached if one of them
-    /// cannot be.
-    fn block_group(&mut self, endpoint: EndpointId) -> Result<()> {
-        let mut bound = self.group_of(endpoint);
-        bound.retain(|id| self.device(*id).is_some_and(Attach::is_bound));
-        bound.iter().filter_map(|id| self.device(*id)).try_for_each(|device| device.detach(None))?;
-        for id in bound {
-            if let Some(endpoint) = self.endpoints.get_mut(&id) {
-                endpoint.device.followed(None);
-                endpoint.reach = Reach::Nothing;
-            }
-        }
-        Ok(())
-    }
-
-    fn is_kept_by_group(&self, endpoint: EndpointId) -> bool {
-        let mut others = self.group_of(endpoint).into_iter().filter(|other| *other != endpoint);
-        others.any(|other| self.endpoints.get(&other).is_some_and(|other| other.is_member))
+        self.move_group(endpoint, self.memory_table(endpoint), Reach::Memory)
     }
 
     fn set_member(&mut self, endpoint: EndpointId, is_member: bool) {
@@ -309,47 +262,11 @@ impl<D: Attach> Shadow<D> {
         self.forget_unused();
     }
 
-    /// A new address space with these mappings.
-    fn filled(&self, mappings: impl IntoIterator<Item = Mapping>) -> Result<Space> {
-        let mut space = Space::new(&self.context)?;
-        for mapping in mappings {
-            if !self.copy(&space, &mapping.range, mapping.target)? {
-                space.keep_idle(&mapping.range);
-            }
-        }
-        Ok(space)
-    }
-
-    /// Whether the kernel has the mapping now; otherwise it needs none.
-    fn copy(&self, space: &Space, range: &IovaRange, target: Target) -> Result<bool> {
-        if target.access.is_empty() {
-            return Ok(false);
-        }
-        match self.memory.copy(space.ioas(), range, target, || self.address_spaces()) {
-            // Interrupts reach the VMM by themselves: what a device writes there is not for memory to receive.
-            Err(error) if self.is_doorbell(range, target, &error) => Ok(false),
-            copied => copied.map(|()| true),
-        }
-    }
-
-    fn is_doorbell(&self, range: &IovaRange, target: Target, error: &Error) -> bool {
-        let gpas = target.gpa.0.checked_add(range.span()).and_then(|last| IovaRange::new(target.gpa.0, last));
-        let doorbell = self.doorbell.zip(gpas).is_some_and(|(doorbell, gpas)| doorbell.covers(&gpas));
-        target.mmio && doorbell && error.errno() == Errno::NOENT
-    }
-
     /// The numbers of all address spaces that are ours.
     fn address_spaces(&self) -> BTreeSet<u32> {
         let attached = self.endpoints.values().filter_map(|endpoint| endpoint.device.table(None));
         let spaces = self.spaces.values().map(|space| space.ioas().id());
         attached.map(PageTable::id).chain(spaces).chain([self.memory.space().id()]).collect()
-    }
-
-    /// A domain without a device needs no address space.
-    fn forget_unused(&mut self) {
-        let endpoints = &self.endpoints;
-        self.spaces
-            .retain(|domain, _| endpoints.values().any(|endpoint| endpoint.reach == Reach::Domain(*domain)));
     }
 }
 

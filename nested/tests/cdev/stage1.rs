@@ -5,9 +5,9 @@
 //! To read first: "Stream Table Entry", "Context Descriptor" and "Commands" in Arm's SMMUv3 specification.
 
 use viommu_nested::DeviceId;
-use vm_memory::{Bytes, VolatileMemory};
 
-use super::testdev::{PATTERN, Testdev};
+use super::guest::{Allows, Memory, PAGES, stage_1};
+use super::testdev::Testdev;
 use super::*;
 
 /// `IOMMU_HWPT_DATA_ARM_SMMUV3`.
@@ -17,17 +17,12 @@ const VIOMMU: u32 = 1;
 /// `IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3`.
 const INVALIDATE_DATA: u32 = 1;
 
-/// Where the guest's memory is, and what is in it.
-const GPA: u64 = 0x4000_0000;
-const DESCRIPTOR: u64 = GPA;
-const TABLES: [u64; 4] = [GPA + 0x1000, GPA + 0x2000, GPA + 0x3000, GPA + 0x4000];
-const PAGES: [u64; 2] = [GPA + 0x5000, GPA + 0x6000];
-
 const ASID: u64 = 7;
 
-/// A guest that has the device at StreamID 0x10.
+/// A guest that has the device at StreamID 0x10, and has [`IOVA`] lead to the first page.
 struct Guest {
-    memory: MmapRegion,
+    memory: Memory,
+    root: u64,
     viommu: Arc<Viommu>,
     nested: Arc<Hwpt>,
     ioas: u32,
@@ -36,64 +31,29 @@ struct Guest {
 
 impl Guest {
     fn new(context: &Arc<Context>, device: DeviceId) -> Guest {
-        let range = IovaRange::from_length(GPA, 0x10_0000).expect("it fits");
-        let (ioas, memory) = space_with(context, &range);
+        let (ioas, memory) = space_with(context, &Memory::range());
+        let memory = Memory::of(memory);
+        let (descriptor, root) = (memory.table(), memory.table());
+        memory.describe(descriptor, root, ASID);
+        memory.map(root, IOVA, PAGES[0], Allows::All);
         let parent = Hwpt::paging(device, &ioas, HwptFlags::NEST_PARENT).expect("a parent");
         let viommu = Viommu::new(device, &parent, VIOMMU, &mut []).expect("a vIOMMU");
         let _vdevice = Vdevice::new(&viommu, device, 0x10).expect("a StreamID");
-        // Valid, with stage 1; caching and shareability of the descriptor.
-        let entry = [1 | 0b101 << 1 | DESCRIPTOR, 1 << 2 | 1 << 4 | 3 << 6];
-        let entry = entry.map(u64::to_le_bytes);
+        let entry = stage_1(descriptor).map(u64::to_le_bytes);
         let parent = NestedParent::Viommu(viommu.clone());
         let flags = HwptFlags::empty();
         let nested = Hwpt::nested(device, parent, flags, HWPT_DATA, entry.as_flattened(), None);
-        let guest =
-            Guest { memory, viommu, nested: nested.expect("a nested page table"), ioas: ioas.id(), _vdevice };
-        guest.fill_tables();
-        guest
-    }
-
-    fn write(&self, gpa: u64, value: u64) {
-        let offset = (gpa - GPA) as usize;
-        self.memory.as_volatile_slice().write_obj(value, offset).expect("it is there");
-    }
-
-    /// The first word of a page, which is taken away.
-    fn take(&self, gpa: u64) -> u64 {
-        let value = self.memory.as_volatile_slice().read_obj((gpa - GPA) as usize).expect("it is there");
-        self.write(gpa, 0);
-        value
-    }
-
-    /// 48 bits of addresses in pages of 4 KiB, for [`IOVA`], which leads to the first page.
-    fn fill_tables(&self) {
-        let size_and_attributes = 16 | 1 << 8 | 1 << 10 | 3 << 12;
-        let (one_table_valid, output_44_bits, aarch64) = (3 << 30, 4 << 32, 1 << 41);
-        let faults_are_recorded_and_end = 3 << 45;
-        let own_asid = 1 << 47 | ASID << 48;
-        let first =
-            size_and_attributes | one_table_valid | output_44_bits | aarch64 | faults_are_recorded_and_end;
-        self.write(DESCRIPTOR, first | own_asid);
-        self.write(DESCRIPTOR + 8, TABLES[0]);
-        // Normal memory.
-        self.write(DESCRIPTOR + 24, 0xff);
-        for (level, pair) in TABLES.windows(2).enumerate() {
-            let index = IOVA >> (39 - 9 * level) & 511;
-            self.write(pair[0] + 8 * index, pair[1] | 3);
-        }
-        self.lead_to(PAGES[0]);
+        let nested = nested.expect("a nested page table");
+        Guest { memory, root, viommu, nested, ioas: ioas.id(), _vdevice }
     }
 
     fn lead_to(&self, page: u64) {
-        let (access, inner_shareable, readable_and_writable, not_global) = (1 << 10, 3 << 8, 1 << 6, 1 << 11);
-        let attributes = access | inner_shareable | readable_and_writable | not_global;
-        self.write(TABLES[3] + 8 * (IOVA >> 12 & 511), page | attributes | 3);
+        self.memory.map(self.root, IOVA, page, Allows::All);
     }
 
     /// Which of the pages a write reaches.
     fn written(&self, testdev: &Testdev) -> [bool; 2] {
-        assert!(testdev.writes(IOVA));
-        PAGES.map(|page| self.take(page) == u64::from(PATTERN))
+        self.memory.written(testdev, IOVA, PAGES).expect("it is carried out")
     }
 }
 

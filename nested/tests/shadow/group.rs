@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use viommu_nested::mock::MockDevice;
 use viommu_nested::object::*;
-use viommu_nested::{Attach, Result};
+use viommu_nested::{Attach, DeviceId, Result};
 
 /// The group.
 #[derive(Debug)]
@@ -32,9 +32,12 @@ pub struct Member {
 impl Group {
     /// New devices, all attached to the VMM's address space.
     pub fn of_mocks<const N: usize>(context: &Arc<Context>, vmm: &Arc<Ioas>) -> [Member; N] {
-        let nothing = PageTable::Auto(Ioas::new(context).expect("an address space"));
         let table = PageTable::Auto(vmm.clone());
-        let mocks = (0..N).map(|_| MockDevice::new(context, &table).expect("a device")).collect();
+        let mocks: Vec<_> = (0..N).map(|_| MockDevice::new(context, &table).expect("a device")).collect();
+        let empty = Ioas::new(context).expect("an address space");
+        // The kernel lets a device reach nothing while a PASID reaches something.
+        let nothing = Hwpt::paging(mocks[0].device(), &empty, HwptFlags::PASID).expect("a page table");
+        let nothing = PageTable::Hwpt(nothing);
         let group = Arc::new(Group { mocks, nothing, attached: Mutex::new((0..N).collect()) });
         std::array::from_fn(|number| Member {
             group: group.clone(),
@@ -50,6 +53,11 @@ impl Group {
 }
 
 impl Member {
+    /// The mock.
+    pub fn mock(&self) -> &MockDevice {
+        &self.group.mocks[self.number]
+    }
+
     /// The page table that it reaches.
     pub fn hwpt(&self) -> u32 {
         self.group.mocks[self.number].hwpt()
@@ -77,15 +85,21 @@ impl Member {
 }
 
 impl Attach for Member {
-    fn attach(&self, table: &PageTable, _: Option<u32>) -> Result<()> {
+    fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
         self.check()?;
+        if pasid.is_some() {
+            return self.mock().attach(table, pasid);
+        }
         self.group.move_to(table)?;
         self.group.attached.lock().expect("no panic").insert(self.number);
         Ok(())
     }
 
-    fn detach(&self, _: Option<u32>) -> Result<()> {
+    fn detach(&self, pasid: Option<u32>) -> Result<()> {
         self.check()?;
+        if pasid.is_some() {
+            return self.mock().detach(pasid);
+        }
         let mut attached = self.group.attached.lock().expect("no panic");
         let is_last = attached.iter().all(|number| *number == self.number);
         if is_last {
@@ -93,6 +107,10 @@ impl Attach for Member {
         }
         attached.remove(&self.number);
         Ok(())
+    }
+
+    fn number(&self, context: &Arc<Context>) -> Result<DeviceId> {
+        self.group.mocks[self.number].number(context)
     }
 
     fn is_bound(&self) -> bool {

@@ -5,6 +5,8 @@
 
 mod group;
 mod groups;
+mod notices;
+mod tables;
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
@@ -166,6 +168,7 @@ fn all() -> IovaRange {
 
 fn config() -> DeviceConfig {
     DeviceConfig {
+        mode: viommu_core::Mode::Map,
         page_size_mask: PAGE,
         aperture: IovaRange::new(START, (2 << 30) - 1).expect("the mock's aperture"),
         domain_ids: 0..=u32::MAX,
@@ -241,28 +244,58 @@ fn whatever_a_guest_asks_for_is_what_the_kernel_has() {
     }
 }
 
+/// What has calls in the kernel fail.
+struct Failures {
+    file: File,
+    /// Keeps the allocator from asking the kernel for memory, which fails then as well: beside each of these is as much
+    /// that is free.
+    room: Vec<Vec<u8>>,
+}
+
+impl Failures {
+    fn new() -> Failures {
+        let debug = Path::new("/sys/kernel/debug");
+        for (file, value) in [("failslab/ignore-gfp-wait", "N"), ("fail_iommufd/task-filter", "N")] {
+            fs::write(debug.join(file), value).unwrap_or_else(|error| panic!("{file}: {error}"));
+        }
+        let file = File::options().read(true).write(true).open("/proc/thread-self/fail-nth");
+        Failures { file: file.expect("a kernel with fault injection"), room: Vec::new() }
+    }
+
+    fn make_room(&mut self) {
+        let sizes = (0..32).flat_map(|_| (4..12).flat_map(|shift| [1 << shift, 3 << (shift - 1)]));
+        let mut number = 0;
+        self.room = sizes.map(Vec::with_capacity).collect();
+        self.room.retain(|_| {
+            number += 1;
+            number / 16 % 2 == 0
+        });
+    }
+
+    /// Lets the kernel fail where it can for the `nth` time, and says whether it got there.
+    fn at<T>(&mut self, nth: u32, operation: impl FnOnce() -> T) -> (T, bool) {
+        self.make_room();
+        pwrite(&self.file, nth.to_string().as_bytes(), 0).expect("it is set");
+        let result = operation();
+        let mut left = [0; 1];
+        pread(&self.file, &mut left, 0).expect("it is told");
+        pwrite(&self.file, b"0", 0).expect("it ends");
+        // Zero once it has failed.
+        (result, left == *b"0")
+    }
+}
+
 /// Every call in the kernel that can fail does, one at a time, for every request of a life.
 #[test]
 fn after_any_failure_in_the_kernel_device_and_kernel_agree() {
-    let debug = Path::new("/sys/kernel/debug");
-    for (file, value) in [("failslab/ignore-gfp-wait", "N"), ("fail_iommufd/task-filter", "N")] {
-        fs::write(debug.join(file), value).unwrap_or_else(|error| panic!("{file}: {error}"));
-    }
-    let failures = File::options().read(true).write(true).open("/proc/thread-self/fail-nth");
-    let failures = failures.expect("a kernel with fault injection");
+    let mut failures = Failures::new();
     let (mut bed, mut random) = (Bed::new(Source::VmmsAddressSpace), Random(11));
     let mut failed = 0;
     for _ in 0..200 {
         let request = random.request();
         for nth in 1.. {
-            pwrite(&failures, nth.to_string().as_bytes(), 0).expect("it is set");
-            let status = bed.request(&request);
-            let mut left = [0; 1];
-            pread(&failures, &mut left, 0).expect("it is told");
-            pwrite(&failures, b"0", 0).expect("it ends");
+            let (status, has_failed) = failures.at(nth, || bed.request(&request));
             bed.check(&format!("failure {nth} of {request:x?}, status {status}"));
-            // Zero once it has failed.
-            let has_failed = left == *b"0";
             failed += u32::from(has_failed && status != OK);
             if !has_failed || status == OK {
                 break;
@@ -349,7 +382,8 @@ fn a_device_that_the_vmm_has_not_bound_keeps_no_other_from_being_blocked() {
     assert_eq!(bed.shadow.reach(ENDPOINTS[1]), Some(Reach::Nothing));
     assert!(bed.set_bypass(true));
     assert_eq!(bed.shadow.reach(ENDPOINTS[1]), Some(Reach::Memory));
-    assert_ne!(bed.request(&attach(1, ENDPOINTS[0], 0)), OK);
+    assert_eq!(bed.request(&attach(1, ENDPOINTS[0], 0)), OK);
+    assert_eq!(bed.shadow.reach(ENDPOINTS[0]), Some(Reach::Vmm), "to be attached again when it is bound");
 }
 
 #[test]

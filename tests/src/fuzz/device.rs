@@ -92,10 +92,17 @@ fn config() -> Config {
         boot_bypass: true,
         msi_region: IovaRange::new(0xfee0_0000, 0xfeef_ffff),
         msi_region_is_given: false,
-        limits: Limits { domains_max: 8, mappings_max: 64, mapping_bytes_max: 1 << 20, faults_max: 8 },
+        limits: Limits {
+            domains_max: 8,
+            mappings_max: 64,
+            mapping_bytes_max: 1 << 20,
+            faults_max: 8,
+            ..Limits::default()
+        },
         control: None,
         unmap_timeout: PATIENCE,
         poll: POLL,
+        mode: viommu_core::Mode::Map,
         log_level: LevelFilter::Debug,
     }
 }

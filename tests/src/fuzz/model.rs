@@ -40,6 +40,7 @@ fn config(input: &mut Input<'_>) -> DeviceConfig {
     let sizes = input.u8();
     let limit = |shift: u8, max: u8| usize::from((sizes >> shift) % max) + 1;
     DeviceConfig {
+        mode: viommu_core::Mode::Map,
         page_size_mask: input.pick(&[0x1000, 0x4020_1000, 0x1_0000]),
         aperture: input.pick(&apertures),
         domain_ids: if input.bool() { 1..=3 } else { 0..=u32::MAX },

@@ -121,6 +121,7 @@ fn configs() -> impl Strategy<Value = DeviceConfig> {
     });
     (masks, apertures, domain_ids, any::<bool>(), limits).prop_map(
         |(page_size_mask, aperture, domain_ids, boot_bypass, limits)| DeviceConfig {
+            mode: viommu_core::Mode::Map,
             page_size_mask,
             aperture,
             domain_ids,

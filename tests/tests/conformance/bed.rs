@@ -33,6 +33,7 @@ pub struct Bed {
 /// 4 KiB granule, the whole space, any domain id, no bypass at boot, three endpoints.
 pub fn config() -> DeviceConfig {
     DeviceConfig {
+        mode: viommu_core::Mode::Map,
         page_size_mask: 0x20_1000,
         aperture: IovaRange::ALL,
         domain_ids: 0..=u32::MAX,
@@ -95,6 +96,11 @@ impl Bed {
 
     pub fn unmap(&mut self, domain: u32, range: (u64, u64)) -> Status {
         self.send(request::unmap(domain, range))
+    }
+
+    /// The next event as the driver would read it.
+    pub fn next_event(&self) -> Option<Vec<u8>> {
+        self.device.next_event().map(|event| event.bytes().to_vec())
     }
 
     /// Where a byte that is read leads.

@@ -11,7 +11,7 @@ use std::{num::NonZeroU32, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
 use viommu_core::mapping::Mappings;
-use viommu_core::{Granule, IovaRange};
+use viommu_core::{Granule, IovaRange, Mode};
 
 use crate::{
     config::EndpointConfig,
@@ -69,8 +69,9 @@ pub(crate) struct Options {
     /// ID is a PCI address [SEGMENT:]BUS:DEV.FN or a number (decimal, or 0x and hexadecimal). With the
     /// two sockets, the VMM connects to FRONT for the device that a vhost-user back-end serves at
     /// BACK. DEVICE is a physical one: fd:N is its VFIO device file, as the VMM has it open; `launch`
-    /// also takes its PCI address on this machine, or the path of that file. With neither, the
-    /// endpoint is known to the guest and nothing is enforced.
+    /// also takes its PCI address on this machine, or the path of that file. pasid=on says that the
+    /// VMM shows the guest a PASID capability of it (table mode). With neither, the endpoint is known
+    /// to the guest and nothing is enforced.
     #[arg(long = "endpoint", value_name = "SPEC", help_heading = ENDPOINTS, verbatim_doc_comment)]
     pub(crate) endpoints: Vec<EndpointConfig>,
 
@@ -102,6 +103,18 @@ pub(crate) struct Options {
     #[arg(long, value_name = "START-LAST|none", help_heading = ADDRESSES, value_parser = parse_msi_region)]
     #[arg(verbatim_doc_comment)]
     pub(crate) msi_region: Option<MsiRegion>,
+
+    /// What the guest's driver makes domains of: map, by telling of each mapping, or table, by page tables in its memory
+    ///
+    /// Linux has a driver for map. In table mode the tables are those of the host's own IOMMU, which walks them; it is for
+    /// physical devices behind an Arm SMMUv3 or Intel VT-d with nesting. The manual has the specification
+    /// (viommu_core::manual::tables).
+    #[arg(long, value_name = "map|table", help_heading = BEHAVIOUR, default_value = "map", hide_possible_values = true)]
+    pub(crate) mode: ModeName,
+
+    /// The number of table mode's feature bit, 7 to 23
+    #[arg(long, value_name = "N", help_heading = BEHAVIOUR, value_parser = parse_feature_bit)]
+    pub(crate) table_feature_bit: Option<u8>,
 
     /// Whether endpoints reach guest memory untranslated until the guest's driver attaches them
     ///
@@ -152,6 +165,13 @@ pub(crate) struct Options {
     pub(crate) max_faults: NonZeroU32,
 }
 
+/// `map` or `table`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeName {
+    Map,
+    Table,
+}
+
 /// `on` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Switch {
@@ -190,6 +210,16 @@ fn parse_positive(text: &str) -> Result<NonZeroU32, UsageError> {
         UsageError::new(
             format!("`{text}` is not a whole number from 1 to {}", u32::MAX),
             "write it in decimal digits",
+        )
+    })
+}
+
+fn parse_feature_bit(text: &str) -> Result<u8, UsageError> {
+    text.parse().ok().filter(|bit| Mode::FEATURE_BITS.contains(bit)).ok_or_else(|| {
+        let (first, last) = (Mode::FEATURE_BITS.start(), Mode::FEATURE_BITS.end());
+        UsageError::new(
+            format!("`{text}` is not a whole number from {first} to {last}"),
+            "take the number that the guest's driver looks for",
         )
     })
 }

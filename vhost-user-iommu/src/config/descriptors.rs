@@ -14,7 +14,7 @@ pub(super) fn check_numbers(options: &Options) -> Result<(), UsageError> {
     let own = [("fd", options.fd), ("iommufd", options.iommufd), ("exit-with", options.exit_with)];
     let own = own.into_iter().filter_map(|(option, number)| Some((option, number?, None)));
     let of_endpoints = options.endpoints.iter().filter_map(|endpoint| match endpoint.kind {
-        EndpointKind::Vfio { device: VfioDevice::Fd(number) } => {
+        EndpointKind::Vfio { device: VfioDevice::Fd(number), .. } => {
             Some(("endpoint", number, Some(&endpoint.label)))
         }
         _ => None,
@@ -34,7 +34,7 @@ pub(super) fn check_numbers(options: &Options) -> Result<(), UsageError> {
 /// Refuses a physical device that is not given as a file descriptor, and one without the `iommufd` that goes with it.
 pub(super) fn check_shared(iommufd: Option<RawFd>, endpoints: &[EndpointConfig]) -> Result<(), UsageError> {
     for EndpointConfig { label, kind, .. } in endpoints {
-        let EndpointKind::Vfio { device } = kind else { continue };
+        let EndpointKind::Vfio { device, .. } = kind else { continue };
         let problem = match device {
             VfioDevice::Fd(_) if iommufd.is_some() => continue,
             VfioDevice::Fd(_) => "nothing says on which /dev/iommu the VMM has this device".to_owned(),

@@ -68,7 +68,7 @@ impl EndpointConfig {
     pub(crate) fn check_devices(endpoints: &[EndpointConfig]) -> Result<(), UsageError> {
         let mut seen: Vec<(&VfioDevice, &str)> = Vec::new();
         for EndpointConfig { label, kind, .. } in endpoints {
-            let EndpointKind::Vfio { device } = kind else { continue };
+            let EndpointKind::Vfio { device, .. } = kind else { continue };
             if let Some((_, user)) = seen.iter().find(|(other, _)| device.is(other)) {
                 let problem = format!("the device {device} is that of {user} already");
                 let error = UsageError::new(problem, "give every endpoint a device of its own");

@@ -30,6 +30,8 @@ pub enum EndpointKind {
     Vfio {
         /// How to come by it.
         device: VfioDevice,
+        /// Whether the guest sees a PASID capability of it, which VFIO hides and the VMM has to show instead.
+        pasid: bool,
     },
 }
 
@@ -60,16 +62,17 @@ impl FromStr for EndpointKind {
 
     /// Parses `KEY=VALUE[,KEY=VALUE]`.
     fn from_str(properties: &str) -> Result<EndpointKind, UsageError> {
-        let (mut front, mut backend, mut device) = (None, None, None);
+        let (mut front, mut backend, mut device, mut pasid) = (None, None, None, None);
         for property in properties.split(',') {
             let (key, value) = property.split_once('=').unwrap_or((property, ""));
             let (slot, values) = match key {
                 "vhost-user" => (&mut front, "SOCKET"),
                 "backend" => (&mut backend, "SOCKET"),
                 "vfio" => (&mut device, "DEVICE"),
+                "pasid" => (&mut pasid, "on|off"),
                 _ => {
                     let problem = format!("`{key}` is not a property of an endpoint");
-                    let mend = "the properties are vhost-user and backend, or vfio";
+                    let mend = "the properties are vhost-user and backend, or vfio and pasid";
                     return Err(UsageError::new(problem, mend));
                 }
             };
@@ -83,7 +86,7 @@ impl FromStr for EndpointKind {
                 return Err(UsageError::new(format!("`{key}` is given twice"), "give it once"));
             }
         }
-        of_properties(front, backend, device)
+        of_properties(front, backend, device, pasid)
     }
 }
 
@@ -121,9 +124,28 @@ fn of_properties(
     front: Option<&str>,
     backend: Option<&str>,
     device: Option<&str>,
+    pasid: Option<&str>,
 ) -> Result<EndpointKind, UsageError> {
+    let has_pasid = match pasid {
+        None | Some("off") => false,
+        Some("on") if device.is_some() => true,
+        Some("on") => {
+            return Err(UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio"));
+        }
+        Some(other) => {
+            return Err(UsageError::new(
+                format!("`{other}` is not a value of pasid"),
+                "write pasid=on or pasid=off",
+            ));
+        }
+    };
     match (front, backend, device) {
-        (None, None, Some(device)) => device.parse().map(|device| EndpointKind::Vfio { device }),
+        (None, None, None) => {
+            Err(UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio"))
+        }
+        (None, None, Some(device)) => {
+            device.parse().map(|device| EndpointKind::Vfio { device, pasid: has_pasid })
+        }
         (_, _, Some(_)) => Err(UsageError::new(
             "one device stands behind an endpoint, a physical one or one that is served over vhost-user",
             "keep vfio, or vhost-user and backend",
@@ -161,7 +183,7 @@ mod tests {
             ("vfio=./a=b:1", VfioDevice::Path("./a=b:1".into()), ""),
             ("vfio=fd:11", VfioDevice::Fd(11), ""),
         ] {
-            let expected = EndpointKind::Vfio { device: device.clone() };
+            let expected = EndpointKind::Vfio { device: device.clone(), pasid: false };
             assert_eq!(properties.parse(), Ok(expected), "{properties}");
             let typed = properties.trim_start_matches("vfio=");
             assert_eq!(device.to_string(), if shown.is_empty() { typed } else { shown });
@@ -180,6 +202,9 @@ mod tests {
             ("vfio=fd:3,vfio=fd:4", "`vfio` is given twice; "),
             ("vfio=fd:3,vhost-user=f,backend=b", "one device stands behind an endpoint, "),
             ("backend=b,vfio=fd:3", "one device stands behind an endpoint, "),
+            ("vfio=fd:3,pasid=yes", "`yes` is not a value of pasid; write pasid=on or pasid=off"),
+            ("vhost-user=f,backend=b,pasid=on", "only a physical device has PASIDs; "),
+            ("pasid=off", "only a physical device has PASIDs; "),
         ] {
             let error = properties.parse::<EndpointKind>().expect_err(properties).to_string();
             assert!(error.starts_with(problem), "{properties}: {error}");

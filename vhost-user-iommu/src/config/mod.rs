@@ -18,10 +18,10 @@ use std::{
 };
 
 use log::LevelFilter;
-use viommu_core::{Granule, IovaRange, Limits};
+use viommu_core::{Granule, IovaRange, Limits, Mode};
 
 use crate::{
-    args::{LogLevel, MsiRegion, Options, Switch},
+    args::{LogLevel, ModeName, MsiRegion, Options, Switch},
     machine_layout::X86_MSI_REGION,
     usage_error::UsageError,
 };
@@ -41,6 +41,8 @@ pub struct Config {
     pub iommufd: Option<RawFd>,
     /// The page sizes the device announces; its lowest bit is the granule of a mapping.
     pub page_size_mask: u64,
+    /// What the guest's driver makes domains of.
+    pub mode: Mode,
     /// The IOVAs a guest may map, in whole granules.
     pub aperture: IovaRange,
     /// Whether unattached endpoints are in bypass mode until the guest's driver says otherwise.
@@ -80,6 +82,7 @@ impl Config {
         EndpointConfig::check_devices(&options.endpoints)?;
         descriptors::check_numbers(&options)?;
         Ok(Config {
+            mode: mode(&options)?,
             page_size_mask: page_size_mask(options.granule),
             aperture: aperture(&options)?,
             msi_region: msi_region(&options),
@@ -93,6 +96,7 @@ impl Config {
                 mappings_max: options.max_mappings.get() as usize,
                 mapping_bytes_max: options.max_mapping_memory,
                 faults_max: options.max_faults.get() as usize,
+                ..Limits::default()
             },
             exit_with: options.exit_with,
             control: options.control,
@@ -188,6 +192,29 @@ fn whole_granules(range: IovaRange, granule: Granule) -> Result<IovaRange, Usage
         format!("the last byte is part of the range: the next larger one is {start:#x}-{last:#x}"),
     )
     .about("aperture", range.to_string()))
+}
+
+/// Nothing walks tables for a device that another process serves.
+fn mode(options: &Options) -> Result<Mode, UsageError> {
+    match (options.mode, options.table_feature_bit) {
+        (ModeName::Map, None) => Ok(Mode::Map),
+        (ModeName::Map, Some(bit)) => {
+            let error = UsageError::new("a device of mappings has no such feature", "add --mode table");
+            Err(error.about("table-feature-bit", bit.to_string()))
+        }
+        (ModeName::Table, bit) => {
+            let is_relayed =
+                |endpoint: &&EndpointConfig| matches!(endpoint.kind, EndpointKind::VhostUser { .. });
+            match options.endpoints.iter().find(is_relayed) {
+                None => Ok(Mode::Table { feature_bit: bit.unwrap_or(Mode::FEATURE_BIT) }),
+                Some(endpoint) => Err(UsageError::new(
+                    "in table mode hardware walks the guest's tables, and a vhost-user device has none",
+                    "serve it by a device of its own in map mode, or leave --mode table out",
+                )
+                .about("endpoint", &endpoint.label)),
+            }
+        }
+    }
 }
 
 fn msi_region(options: &Options) -> Option<IovaRange> {

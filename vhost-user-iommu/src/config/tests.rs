@@ -16,6 +16,11 @@ fn config(words: &[&str]) -> Config {
     }
 }
 
+fn refusal(words: &[&str]) -> String {
+    let words = ["vhost-user-iommu"].iter().chain(words);
+    parse(words).expect_err("not valid").to_string()
+}
+
 fn range(start: u64, last: u64) -> IovaRange {
     IovaRange::new(start, last).expect("ordered")
 }
@@ -28,6 +33,7 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
             listen: Listen::Path("iommu.sock".into()),
             endpoints: Vec::new(),
             iommufd: None,
+            mode: Mode::Map,
             page_size_mask: 0x4020_1000,
             aperture: IovaRange::ALL,
             boot_bypass: true,
@@ -37,7 +43,8 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
                 domains_max: 4096,
                 mappings_max: 1_048_576,
                 mapping_bytes_max: 96 << 20,
-                faults_max: 256
+                faults_max: 256,
+                ..Limits::default()
             },
             exit_with: None,
             control: None,
@@ -50,14 +57,14 @@ fn without_options_the_whole_space_is_the_aperture_and_boot_is_in_bypass() {
 
 #[test]
 fn every_option_reaches_the_configuration() {
-    let text = "--fd 7 --endpoint 0:2.0,vhost-user=f,backend=b --endpoint 9 --endpoint 0xa,vfio=fd:8 --iommufd 9 --exit-with 10 --control c --granule 2M --aperture 1G-0x7fffffff \
+    let text = "--mode table --table-feature-bit 8 --fd 7 --endpoint 0:2.0 --endpoint 9 --endpoint 0xa,pasid=on,vfio=fd:8 --iommufd 9 --exit-with 10 --control c --granule 2M --aperture 1G-0x7fffffff \
                 --boot-bypass off --msi-region none --unmap-timeout 150 --poll 7 --log-level trace --max-domains 1 \
                 --max-mappings 2 --max-mapping-memory 4k --max-faults 3";
     let words: Vec<_> = text.split_whitespace().collect();
     let config = config(&words);
     let ids: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.id).collect();
     assert_eq!(ids, [EndpointId(0x10), EndpointId(9), EndpointId(10)]);
-    assert_eq!(config.endpoints[2].kind, EndpointKind::Vfio { device: VfioDevice::Fd(8) });
+    assert_eq!(config.endpoints[2].kind, EndpointKind::Vfio { device: VfioDevice::Fd(8), pasid: true });
     assert_eq!((config.iommufd, config.exit_with), (Some(9), Some(10)));
     assert_eq!(config.control, Some("c".into()));
     assert!(config.msi_region_is_given);
@@ -66,9 +73,38 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(config.aperture, range(1 << 30, 0x7fff_ffff));
     assert_eq!((config.boot_bypass, config.msi_region), (false, None));
     assert_eq!((config.unmap_timeout, config.log_level), (Duration::from_millis(150), LevelFilter::Trace));
+    assert_eq!(config.mode, Mode::Table { feature_bit: 8 });
     assert_eq!(config.poll, Duration::from_micros(7));
-    let limits = Limits { domains_max: 1, mappings_max: 2, mapping_bytes_max: 4096, faults_max: 3 };
+    let limits = Limits {
+        domains_max: 1,
+        mappings_max: 2,
+        mapping_bytes_max: 4096,
+        faults_max: 3,
+        ..Limits::default()
+    };
     assert_eq!(config.limits, limits);
+}
+
+#[test]
+fn table_mode_has_the_usual_feature_bit_and_no_vhost_user_endpoints() {
+    assert_eq!(config(&["--fd=3", "--mode=table"]).mode, Mode::Table { feature_bit: 7 });
+    for (words, problem) in [
+        (
+            vec!["--fd=3", "--table-feature-bit=8"],
+            "--table-feature-bit 8: a device of mappings has no such feature; ",
+        ),
+        (
+            vec!["--fd=3", "--mode=table", "--guest-memory=1G", "--endpoint=1,vhost-user=f,backend=b"],
+            "--endpoint 1: in table mode hardware walks the guest's tables, ",
+        ),
+        (
+            vec!["--fd=3", "--mode=table", "--table-feature-bit=24"],
+            "--table-feature-bit 24: `24` is not a whole number",
+        ),
+    ] {
+        let error = refusal(&words);
+        assert!(error.starts_with(problem), "{error}");
+    }
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl Plug {
         monitor: Monitor,
     ) -> Result<Plug, UsageError> {
         match endpoint.kind {
-            EndpointKind::Vfio { device } => {
+            EndpointKind::Vfio { device, .. } => {
                 Ok(Plug { endpoint: endpoint.label, device, properties, monitor })
             }
             EndpointKind::Listed | EndpointKind::VhostUser { .. } => {

@@ -125,8 +125,8 @@ impl From<MonitorArgs> for Monitor {
 /// The file that goes with `add`. The daemon can attach a device by a file alone that the VMM has bound.
 fn file_of(endpoint: &EndpointConfig) -> Result<i32, UsageError> {
     let (problem, mend) = match &endpoint.kind {
-        EndpointKind::Vfio { device: VfioDevice::Fd(number) } => return Ok(*number),
-        EndpointKind::Vfio { device } => (
+        EndpointKind::Vfio { device: VfioDevice::Fd(number), .. } => return Ok(*number),
+        EndpointKind::Vfio { device, .. } => (
             format!("a VMM has to share the file descriptor of {device}"),
             "use `ctl plug`, which opens it for both, or pass it: vfio=fd:N, with the same file open in the VMM",
         ),

@@ -29,6 +29,11 @@ impl Iommu {
             Change::Attach { endpoint, .. } | Change::Detach { endpoint, .. } => {
                 self.invalidate(vec![endpoint], IovaRange::ALL)?;
             }
+            // Tables are walked by hardware; no back-end has anything of them.
+            Change::AttachTable { .. }
+            | Change::DetachPasid { .. }
+            | Change::Invalidate { .. }
+            | Change::Respond { .. } => {}
             Change::SetBypass { enabled: false } => self.invalidate(self.unattached(), IovaRange::ALL)?,
         }
         self.on_host(|shadow| shadow.apply(change, self))

@@ -15,6 +15,7 @@ mod control;
 mod devices;
 mod reserved;
 mod serving;
+mod tables;
 mod tend;
 
 use std::collections::BTreeMap;
@@ -24,8 +25,8 @@ use std::time::Duration;
 use log::{Level, info};
 use viommu_core::wire::RequestType;
 use viommu_core::{
-    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EVENT_SIZE, EndpointId, Extent, Fault, Iova,
-    IovaRange, Reject, Reply, Step,
+    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EndpointId, Extent, Fault, Iova, IovaRange,
+    Reject, Reply, Step,
 };
 
 use crate::Config;
@@ -36,6 +37,7 @@ use crate::vfio::Vfio;
 
 use account::Account;
 use serving::State;
+use tables::Watch;
 use tend::Tender;
 
 /// The device and everything its endpoints need of it.
@@ -50,6 +52,7 @@ pub struct Iommu {
     /// The physical devices, where there are any.
     vfio: Option<Vfio>,
     tender: Tender,
+    watch: Watch,
     aperture: IovaRange,
     msi_region: Option<IovaRange>,
     /// Parts of the aperture that are reserved, as long as nobody has been told.
@@ -76,6 +79,7 @@ impl Iommu {
         event_waits: Arc<Wake>,
     ) -> Result<Iommu, ConfigError> {
         let device = DeviceConfig {
+            mode: config.mode,
             page_size_mask: config.page_size_mask,
             aperture: config.aperture,
             domain_ids: 0..=u32::MAX,
@@ -90,6 +94,7 @@ impl Iommu {
             labels: config.endpoints.iter().map(|endpoint| (endpoint.id, endpoint.label.clone())).collect(),
             invalidators,
             tender: Tender::of(vfio.iter().flat_map(Vfio::groups).map(|(endpoint, _)| endpoint)),
+            watch: Watch::new(),
             vfio,
             aperture: config.aperture,
             msi_region: config.msi_region,
@@ -103,6 +108,7 @@ impl Iommu {
         };
         iommu.reserve(&[]);
         iommu.tell_groups();
+        iommu.tell_tables();
         Ok(iommu)
     }
 
@@ -148,12 +154,14 @@ impl Iommu {
         let blocked = self.state().reset();
         self.forget(&blocked);
         self.reset_devices();
+        self.pass_answers_on();
     }
 
     /// A VMM has connected: this is the power-on of its machine.
     pub fn connected(&self) {
         let _turn = self.turn();
         self.state().connected();
+        self.pass_answers_on();
         self.tender.wake();
     }
 
@@ -164,6 +172,7 @@ impl Iommu {
         for invalidator in self.invalidators.values() {
             invalidator.forget_all();
         }
+        self.pass_answers_on();
         self.release_devices();
         info!("VMM disconnected, endpoints are blocked; {}", self.account);
         if let Some(vfio) = &self.vfio {
@@ -228,16 +237,6 @@ impl Iommu {
         self.event_waits.wake();
     }
 
-    /// The next event for the driver; it stays the next until [`event_sent`](Iommu::event_sent).
-    pub fn next_event(&self) -> Option<[u8; EVENT_SIZE]> {
-        self.state().device().next_event()
-    }
-
-    /// Forgets the event that [`next_event`](Iommu::next_event) gave.
-    pub fn event_sent(&self) {
-        self.state().device_mut().event_sent();
-    }
-
     /// What has been served, for the log.
     pub fn account(&self) -> &Account {
         &self.account
@@ -259,7 +258,12 @@ impl Iommu {
             self.tell(change);
         }
         let reply = self.state().finish(change, applied);
-        if !matches!(change, Change::Map { .. } | Change::Unmap { .. }) {
+        // What was asked for under a table that is gone.
+        self.pass_answers_on();
+        if !matches!(
+            change,
+            Change::Map { .. } | Change::Unmap { .. } | Change::Invalidate { .. } | Change::Respond { .. }
+        ) {
             // A device that the VMM has yet to bind is to be moved then.
             self.tender.wake();
         }
@@ -279,7 +283,18 @@ impl Iommu {
                 let state = if enabled { "bypass" } else { "are blocked" };
                 self.changes.log(|| format!("unattached endpoints {state}"));
             }
-            Change::Map { .. } | Change::Unmap { .. } => {}
+            Change::AttachTable { endpoint, pasid, to, .. } => self.changes.log(|| {
+                let of = pasid.map_or(String::new(), |pasid| format!(" ({pasid})"));
+                format!("endpoint {}{of} attached to {to} (table)", self.label(endpoint))
+            }),
+            Change::DetachPasid { endpoint, pasid, from } => {
+                self.changes
+                    .log(|| format!("endpoint {} ({pasid}) detached from {from}", self.label(endpoint)));
+            }
+            Change::Map { .. }
+            | Change::Unmap { .. }
+            | Change::Invalidate { .. }
+            | Change::Respond { .. } => {}
         }
     }
 

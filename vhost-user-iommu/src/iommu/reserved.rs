@@ -27,7 +27,11 @@ impl Iommu {
                 None if self.invalidators.contains_key(&endpoint) => (memory_holes.clone(), self.msi_region),
                 None => (Vec::new(), self.msi_region),
             };
-            let msi = msi.map(|range| ReservedRegion { range, kind: ReservedKind::Msi });
+            let is_mapped = self.vfio.as_ref().is_some_and(|vfio| vfio.translates_interrupts(endpoint));
+            let kind = if is_mapped { ReservedKind::Identity } else { ReservedKind::Msi };
+            let msi = msi.map(|range| ReservedRegion { range, kind });
+            // What the host's IOMMU cannot translate is a matter of its own stage, behind the guest's tables.
+            let own_holes = own_holes.into_iter().filter(|_| !state.device().mode().is_table());
             let regions: Vec<ReservedRegion> = msi.into_iter().chain(own_holes).collect();
             if let Err(error) = state.device_mut().set_reserved(endpoint, &regions) {
                 warn!("endpoint {}: {error}; its reserved regions stay as they were", self.label(endpoint));

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 use viommu_core::EndpointId;
 use viommu_nested::Attach;
-use viommu_nested::shadow::{Goal, Reach};
+use viommu_nested::shadow::{Goal, Reach, Shadow};
 
 use crate::sync::lock;
 use crate::vfio::Device;
@@ -128,7 +128,11 @@ impl Iommu {
         let (Some(goal), Some(vfio)) = (self.goal_of_new(endpoint), &self.vfio) else { return false };
         let mut shadow = vfio.shadow();
         let is_bound = shadow.device(endpoint).is_some_and(Device::is_bound);
-        if is_bound && shadow.move_to(endpoint, goal, self).is_ok() {
+        let moved = |shadow: &mut Shadow<Device>| {
+            shadow.move_to(endpoint, goal, self)?;
+            shadow.attach_pasids(endpoint, self)
+        };
+        if is_bound && moved(&mut shadow).is_ok() {
             since.get_or_insert_with(Instant::now);
         }
         true
@@ -140,9 +144,9 @@ impl Iommu {
         let device = state.device();
         match device.domain_of(endpoint) {
             None => (!device.bypass()).then_some(Goal::Nothing),
-            Some(id) => {
-                device.domain(id).is_some_and(|domain| !domain.is_bypass()).then_some(Goal::Domain(id))
-            }
+            Some(id) if device.domain(id).is_some_and(|domain| !domain.is_bypass()) => Some(Goal::Domain(id)),
+            // Where the VMM has it would do, but for tables of its PASIDs.
+            Some(_) => device.pasids(endpoint).next().map(|_| Goal::BypassDomain),
         }
     }
 }

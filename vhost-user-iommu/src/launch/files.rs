@@ -73,7 +73,7 @@ impl Passed {
 /// The physical devices of `config`: as which file, of which endpoint, and how to come by it.
 pub fn devices(config: &Config) -> impl Iterator<Item = (File, &str, &VfioDevice)> {
     config.endpoints.iter().enumerate().filter_map(|(at, endpoint)| match &endpoint.kind {
-        EndpointKind::Vfio { device } => Some((File::Device(at), endpoint.label.as_str(), device)),
+        EndpointKind::Vfio { device, .. } => Some((File::Device(at), endpoint.label.as_str(), device)),
         EndpointKind::Listed | EndpointKind::VhostUser { .. } => None,
     })
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use log::debug;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
-use viommu_core::{Features, IovaRange};
+use viommu_core::IovaRange;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{
@@ -116,7 +116,7 @@ impl VhostUserBackend for Backend {
 
     fn features(&self) -> u64 {
         self.power_on.call_once(|| self.iommu.connected());
-        Features::OFFERED.bits()
+        self.iommu.offered()
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_RING_F_EVENT_IDX

@@ -5,7 +5,7 @@
 use vhost_user_backend::VringT;
 use virtio_queue::Error;
 
-use super::chain::Buffers;
+use super::chain::{BadChain, Buffers};
 use super::queues::Queues;
 use super::ring::Ring;
 
@@ -29,10 +29,14 @@ impl Queues {
             let head = chain.head_index();
             //= virtio#devicenormative:IOMMU/Fault reporting A56a A56b A57
             // A buffer that is too small goes back empty; a report is never spread over two.
-            let written = Buffers::of(chain, &*memory).and_then(|buffers| buffers.write(&*memory, &event));
+            let written = Buffers::of(chain, &*memory).and_then(|buffers| {
+                let bytes = event.for_buffer(buffers.writable_size()).ok_or(BadChain)?;
+                buffers.write(&*memory, bytes)
+            });
             if written.is_ok() {
                 self.iommu.event_sent();
             } else {
+                self.iommu.event_unfit();
                 self.broken.log(|| "an event buffer is too small or outside of memory".to_owned());
             }
             ring.complete(head, written.unwrap_or(0), &memory)?;

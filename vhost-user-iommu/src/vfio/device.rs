@@ -3,12 +3,13 @@
 //! A physical device as this process has it: a duplicate of the cdev that the VMM has bound.
 
 use std::fmt;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use viommu_nested::object::PageTable;
-use viommu_nested::{Attach, Cdev, Result};
+use viommu_nested::object::{Context, PageTable};
+use viommu_nested::{Attach, Cdev, DeviceId, Result};
 
 /// A duplicate of a device's cdev.
 pub struct Device {
@@ -51,6 +52,10 @@ impl Attach for Device {
 
     fn detach(&self, pasid: Option<u32>) -> Result<()> {
         self.when_not_busy(|| self.cdev.detach(pasid))
+    }
+
+    fn number(&self, context: &Arc<Context>) -> Result<DeviceId> {
+        self.cdev.number(context)
     }
 
     fn is_bound(&self) -> bool {

@@ -15,7 +15,9 @@ use log::{debug, warn};
 use rustix::fs::{Mode, OFlags, fstat, major, minor, open};
 use rustix::io::Errno;
 use viommu_core::{IovaRange, ReservedKind, ReservedRegion};
+use viommu_nested::format::{HostFacts, TableFacts};
 use viommu_nested::object::{Context, Ioas, IovaRanges, PageTable};
+use viommu_nested::shadow::nesting_of;
 use viommu_nested::{Attached, Cdev, Error};
 
 use crate::usage_error::UsageError;
@@ -31,6 +33,8 @@ pub struct Facts {
     pub reserved: Vec<ReservedRegion>,
     /// The IOVAs that its IOMMU can translate, if it could be tried.
     pub translated: Option<IovaRanges>,
+    /// What a guest can do with tables of its own, if that is anything and it could be tried.
+    pub tables: Option<TableFacts>,
 }
 
 impl Facts {
@@ -54,11 +58,11 @@ impl Facts {
         }
         let reserved = fs::read_to_string(folder.join("iommu_group/reserved_regions")).unwrap_or_default();
         let reserved = reserved.lines().filter_map(region).collect();
-        let translated = match try_out(cdev, iommufd) {
-            Ok(translated) => Some(translated),
-            Err(reason) => reason.judge(&name, group)?,
+        let (translated, tables) = match try_out(cdev, iommufd, &folder) {
+            Ok((translated, tables)) => (Some(translated), tables),
+            Err(reason) => (reason.judge(&name, group)?, None),
         };
-        let facts = Facts { name, group, reserved, translated };
+        let facts = Facts { name, group, reserved, translated, tables };
         debug!("{facts:x?}");
         Ok(facts)
     }
@@ -153,16 +157,34 @@ impl Untried {
     }
 }
 
-/// What the IOMMU translates for the device. Everything is let go of again.
-fn try_out(cdev: BorrowedFd<'_>, iommufd: BorrowedFd<'_>) -> Result<IovaRanges, Untried> {
+/// What the IOMMU translates for the device, and what of the guest's tables. Everything is let go of again.
+fn try_out(
+    cdev: BorrowedFd<'_>,
+    iommufd: BorrowedFd<'_>,
+    folder: &Path,
+) -> Result<(IovaRanges, Option<TableFacts>), Untried> {
     let anew = |file: BorrowedFd<'_>| reopen(file).map_err(Untried::Opening);
     let context = Context::adopt(anew(iommufd)?).map_err(|_| Untried::Opening(Errno::NOTTY))?;
     let device = Cdev::adopt(anew(cdev)?);
-    device.bind(&context).map_err(Untried::Binding)?;
+    let number = device.bind(&context).map_err(Untried::Binding)?;
+    let host = HostFacts::of(&device, folder.join("physfn").exists(), is_alone(folder));
     let space = Ioas::new(&context).map_err(Untried::Attaching)?;
+    // Only table mode needs them, which says so if there are none.
+    let tables = match (nesting_of(&context, number), host) {
+        (Ok(info), Ok(host)) => info.and_then(|info| TableFacts::of(&info, &host)),
+        (Err(error), _) | (_, Err(error)) => {
+            debug!("no tables of a guest's: {error}");
+            None
+        }
+    };
     let mut device = Attached::new(device);
     device.attach(PageTable::Auto(space.clone()), None).map_err(Untried::Attaching)?;
-    space.iova_ranges().map_err(Untried::Attaching)
+    Ok((space.iova_ranges().map_err(Untried::Attaching)?, tables))
+}
+
+/// Whether the device's group has no other.
+fn is_alone(folder: &Path) -> bool {
+    fs::read_dir(folder.join("iommu_group/devices")).is_ok_and(|devices| devices.count() == 1)
 }
 
 /// Another open file of the same device: a duplicate would be the same one.

@@ -98,7 +98,7 @@ mod tests {
     fn device(allowed: &[(u64, u64)], alignment: u64) -> Facts {
         let allowed = allowed.iter().map(|(start, last)| range(*start, *last)).collect();
         let translated = Some(IovaRanges { allowed, alignment });
-        Facts { name: "0000:65:00.0".to_owned(), group: None, reserved: vec![], translated }
+        Facts { name: "0000:65:00.0".to_owned(), group: None, reserved: vec![], translated, tables: None }
     }
 
     const SMMU: &[(u64, u64)] = &[(0, 0x7ff_ffff), (0x810_0000, 0xffff_ffff_ffff)];

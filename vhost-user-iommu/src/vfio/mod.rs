@@ -12,13 +12,15 @@ mod facts;
 mod iovas;
 mod lasting;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use log::info;
-use viommu_core::{EndpointId, Granule, HostError, IovaRange};
+use viommu_core::{
+    EndpointId, Granule, HostError, IovaRange, Mode, PageRequestSupport, TableHardware, TableSupport,
+};
 use viommu_nested::object::Context;
 use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
 use viommu_nested::{Cdev, Error};
@@ -40,6 +42,9 @@ pub struct Vfio {
     /// Of the devices that endpoints have, or had last. Locked for moments; nothing else is taken meanwhile.
     facts: Mutex<BTreeMap<EndpointId, Facts>>,
     patience: Duration,
+    /// The endpoints of which the guest sees a PASID capability.
+    with_pasids: BTreeSet<EndpointId>,
+    mode: Mode,
     /// The user's own MSI region, or that there is none; otherwise the host's counts.
     msi_region: Option<Option<IovaRange>>,
     released: Arc<Wake>,
@@ -58,13 +63,17 @@ impl Vfio {
         let mend = "pass an open /dev/iommu, the same that the VMM has";
         let context = context.map_err(|error| about(UsageError::new(error.to_string(), mend)))?;
         tell_missing(&context);
-        let (mut devices, mut facts) = (Vec::new(), BTreeMap::new());
+        let (mut devices, mut facts, mut with_pasids) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
         for endpoint in &config.endpoints {
-            let EndpointKind::Vfio { device: VfioDevice::Fd(number) } = endpoint.kind else { continue };
+            let EndpointKind::Vfio { device: VfioDevice::Fd(number), pasid } = endpoint.kind else {
+                continue;
+            };
             let about = |error: UsageError| error.about("endpoint", &endpoint.label);
             let cdev = inherited(number).map_err(about)?;
             let found = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
             info!("endpoint {}: {found}", endpoint.label);
+            check_mode(config.mode, &found).map_err(about)?;
+            with_pasids.extend(pasid.then_some(endpoint.id));
             facts.insert(endpoint.id, found);
             devices.push((endpoint.id, Device::new(Cdev::adopt(cdev), config.unmap_timeout)));
         }
@@ -80,14 +89,20 @@ impl Vfio {
                 "raise its limits (ulimit)",
             )
         })?;
-        Ok(Some(Vfio {
+        let vfio = Vfio {
             shadow: Mutex::new(shadow),
             facts: Mutex::new(facts),
             patience: config.unmap_timeout,
+            with_pasids,
+            mode: config.mode,
             msi_region,
             released: Arc::new(released),
             lasting: LastingMemory::default(),
-        }))
+        };
+        for (endpoint, support) in vfio.tables() {
+            vfio.shadow().set_page_requests(endpoint, support.page_requests.is_some());
+        }
+        Ok(Some(vfio))
     }
 
     /// Takes another device file for an endpoint, of which the VMM has a duplicate, and returns its IOMMU group.
@@ -97,14 +112,23 @@ impl Vfio {
     pub fn add(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<Option<u32>, UsageError> {
         let context = self.shadow().context().clone();
         let found = Facts::of(cdev.as_fd(), context.as_fd())?;
-        let told =
-            lock(&self.facts).get(&endpoint).map(|told| (iovas::usable(told), iovas::msi_region(told)));
-        if told != Some((iovas::usable(&found), iovas::msi_region(&found))) {
-            let problem = format!("the device {} can use other addresses than the one before it", found.name);
+        let what_counts = |facts: &Facts| {
+            let tables = facts.tables.filter(|_| self.mode.is_table());
+            (iovas::usable(facts), iovas::msi_region(facts), tables)
+        };
+        let told = lock(&self.facts).get(&endpoint).map(what_counts);
+        if told != Some(what_counts(&found)) {
+            let problem =
+                format!("the device {} can use other addresses or tables than the one before it", found.name);
             return Err(UsageError::new(problem, "plug in one that is behind the same IOMMU"));
         }
+        let has_requests =
+            self.support(endpoint, &found).is_some_and(|support| support.page_requests.is_some());
         let group = found.group;
-        self.shadow().add(endpoint, Device::new(Cdev::adopt(cdev), self.patience), group);
+        let mut shadow = self.shadow();
+        shadow.add(endpoint, Device::new(Cdev::adopt(cdev), self.patience), group);
+        shadow.set_page_requests(endpoint, has_requests && self.mode.is_table());
+        drop(shadow);
         lock(&self.facts).insert(endpoint, found);
         Ok(group)
     }
@@ -144,6 +168,13 @@ impl Vfio {
         lock(&self.facts).get(&endpoint).map(|facts| facts.name.clone())
     }
 
+    /// Whether where an endpoint's device writes interrupts is translated by the guest's tables: to an SMMUv3 it is an
+    /// address like any other, which the host translates after that.
+    pub fn translates_interrupts(&self, endpoint: EndpointId) -> bool {
+        let hardware = lock(&self.facts).get(&endpoint).and_then(|facts| Some(facts.tables?.hardware));
+        self.mode.is_table() && matches!(hardware, Some(TableHardware::ArmSmmu3 { .. }))
+    }
+
     /// The IOVAs that an endpoint's device can use, in order, and where it writes interrupts. `None` for an endpoint of
     /// another kind.
     pub fn iovas(&self, endpoint: EndpointId) -> Option<(Vec<IovaRange>, Option<IovaRange>)> {
@@ -151,6 +182,20 @@ impl Vfio {
         let facts = facts.get(&endpoint)?;
         let msi = self.msi_region.unwrap_or_else(|| iovas::msi_region(facts));
         Some((iovas::usable(facts), msi))
+    }
+
+    /// What the endpoints that can have tables of the guest's can do with them; none unless the device is one of tables.
+    pub fn tables(&self) -> Vec<(EndpointId, TableSupport)> {
+        let facts = lock(&self.facts);
+        let tables = facts.iter().filter(|_| self.mode.is_table());
+        tables.filter_map(|(endpoint, facts)| Some((*endpoint, self.support(*endpoint, facts)?))).collect()
+    }
+
+    /// A guest that sees no PASID capability cannot turn it on, and devices ask for pages of PASIDs alone.
+    fn support(&self, endpoint: EndpointId, facts: &Facts) -> Option<TableSupport> {
+        let support = facts.tables?.support(PAGE_REQUESTS);
+        let is_shown = self.with_pasids.contains(&endpoint);
+        Some(if is_shown { support } else { TableSupport { pasids: None, page_requests: None, ..support } })
     }
 
     /// Guest memory that the kernel knows by its address.
@@ -180,6 +225,21 @@ impl Vfio {
     pub fn shadow(&self) -> MutexGuard<'_, Shadow<Device>> {
         lock(&self.shadow)
     }
+}
+
+/// What a guest may leave unanswered: groups of a device, and for how long.
+const PAGE_REQUESTS: PageRequestSupport =
+    PageRequestSupport { requests_max: 128, timeout: Duration::from_secs(10) };
+
+/// Refuses a device that could never translate anything.
+fn check_mode(mode: Mode, facts: &Facts) -> Result<(), UsageError> {
+    if !mode.is_table() || facts.tables.is_some() {
+        return Ok(());
+    }
+    Err(UsageError::new(
+        format!("behind the IOMMU of {} the host's kernel nests no tables of a guest's", facts.name),
+        "leave --mode table out; it takes an Arm SMMUv3 or Intel VT-d with nesting, and Linux 6.13 or newer",
+    ))
 }
 
 /// What the device makes of the host's error.

@@ -2,9 +2,11 @@
 
 //! ATTACH and DETACH.
 
+use alloc::collections::BTreeSet;
+
 use crate::domain::Domain;
 use crate::mapping::Mappings;
-use crate::{Change, DomainId, EndpointId, Reject};
+use crate::{Change, DomainId, EndpointId, Pasid, Reject};
 
 use super::{Device, Verdict};
 
@@ -13,6 +15,11 @@ impl Device {
         //= virtio#devicenormative:IOMMU/ATTACH request A17
         // Only endpoints behind this device can be attached.
         let endpoint = self.endpoints.get(&id).ok_or(Reject::NoEndpoint(id))?;
+        //= tables#Feature bit T3
+        // Mappings are what such a domain would be there for.
+        if self.config.mode.is_table() && !bypass {
+            return Err(Reject::NoMappings);
+        }
         if !self.config.domain_ids.contains(&to.0) {
             return Err(Reject::DomainRange(to));
         }
@@ -30,14 +37,14 @@ impl Device {
                     return Err(Reject::Incompatible(id, to));
                 }
             }
-            None => self.check_room_for_domain(endpoint.domain, bypass)?,
+            None => self.check_room_for_domain(id, bypass)?,
         }
         self.check_group(id, to, bypass)?;
         Ok(Verdict::Change(Change::Attach { endpoint: id, from: endpoint.domain, to, bypass }))
     }
 
     /// Refuses to separate `id` from the others of its group. In bypass all domains are one.
-    fn check_group(&self, id: EndpointId, to: DomainId, bypass: bool) -> Result<(), Reject> {
+    pub(super) fn check_group(&self, id: EndpointId, to: DomainId, bypass: bool) -> Result<(), Reject> {
         //= virtio#devicenormative:IOMMU/ATTACH request A21a
         // What the host cannot isolate cannot have address spaces of its own.
         let group = self.endpoints.get(&id).and_then(|endpoint| endpoint.group);
@@ -82,34 +89,70 @@ impl Device {
         }
     }
 
-    /// A domain ends with its last endpoint, and its mappings with it.
+    /// The endpoint leaves its domain, and its PASIDs theirs.
     pub(super) fn commit_detach(&mut self, id: EndpointId) {
-        //= virtio#devicenormative:IOMMU/DETACH request A26 A27
-        // The endpoint loses its way to the domain, and the domain its mappings with the last endpoint.
-        let Some(from) = self.endpoints.get_mut(&id).and_then(|endpoint| endpoint.domain.take()) else {
-            return;
+        //= virtio#devicenormative:IOMMU/DETACH request A26
+        // The endpoint loses its way to the domain.
+        //= tables#Domains T6
+        // And all that it has beside it.
+        self.end_requests(|group| group.endpoint == id);
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
+        endpoint.table = None;
+        let from = endpoint.domain.take();
+        let pasids = core::mem::take(&mut endpoint.pasids);
+        if let Some(from) = from {
+            self.leave(from, id, None);
+        }
+        pasids.into_iter().for_each(|(pasid, attachment)| self.leave(attachment.domain, id, Some(pasid)));
+    }
+
+    /// A domain ends with the last of it, and its mappings with it.
+    pub(super) fn leave(&mut self, from: DomainId, id: EndpointId, pasid: Option<Pasid>) {
+        //= virtio#devicenormative:IOMMU/DETACH request A27
+        // Nobody is left who could use the mappings.
+        //= tables#Domains T5
+        // PASIDs count as much as endpoints.
+        let Some(domain) = self.domains.get_mut(&from) else { return };
+        match pasid {
+            Some(pasid) => domain.pasids.remove(&(id, pasid)),
+            None => domain.endpoints.remove(&id),
         };
-        let Some(domain) = self.domains.get_mut(&from) else {
-            return;
-        };
-        domain.endpoints.remove(&id);
-        if domain.endpoints.is_empty() {
+        if domain.is_empty() {
             self.mapping_count = self.mapping_count.saturating_sub(domain.mapping_count());
             self.mapping_bytes = self.mapping_bytes.saturating_sub(domain.mapping_bytes());
             self.domains.remove(&from);
         }
     }
 
-    /// Whether one more domain may exist, given that `leaves` loses an endpoint and may end.
-    fn check_room_for_domain(&self, leaves: Option<DomainId>, bypass: bool) -> Result<(), Reject> {
+    /// Whether one more domain may exist, given that those end which only `id` is in.
+    fn check_room_for_domain(&self, id: EndpointId, bypass: bool) -> Result<(), Reject> {
+        let (count, freed) = self.ending_with(id);
+        self.check_domain_count(count)?;
+        if bypass { Ok(()) } else { self.check_room_for_bytes(Mappings::EMPTY_BYTES_MAX, freed) }
+    }
+
+    /// Whether one more domain may exist when so many end.
+    pub(super) fn check_domain_count(&self, ending: usize) -> Result<(), Reject> {
         let domains_max = self.config.limits.domains_max;
-        let old = leaves.and_then(|domain| self.domains.get(&domain));
-        let ending = old.filter(|domain| domain.endpoints.len() == 1);
-        let left = self.domains.len().saturating_sub(usize::from(ending.is_some()));
-        if left >= domains_max {
+        if self.domains.len().saturating_sub(ending) >= domains_max {
             return Err(Reject::DomainLimit(domains_max));
         }
-        let freed = ending.map_or(0, Domain::mapping_bytes);
-        if bypass { Ok(()) } else { self.check_room_for_bytes(Mappings::EMPTY_BYTES_MAX, freed) }
+        Ok(())
+    }
+
+    /// How many domains end with this endpoint, and the bytes of their mappings.
+    fn ending_with(&self, id: EndpointId) -> (usize, usize) {
+        let Some(endpoint) = self.endpoints.get(&id) else { return (0, 0) };
+        let of_pasids = endpoint.pasids.values().map(|attachment| attachment.domain);
+        let domains: BTreeSet<DomainId> = endpoint.domain.into_iter().chain(of_pasids).collect();
+        let domains = domains.iter().filter_map(|domain| self.domains.get(domain));
+        domains.filter(|domain| domain.is_only_of(id)).fold((0, 0), |(count, bytes), domain| {
+            (count.saturating_add(1), domain.mapping_bytes().saturating_add(bytes))
+        })
+    }
+
+    /// How many PASIDs have a table.
+    pub(super) fn pasid_count(&self) -> usize {
+        self.endpoints.values().map(|endpoint| endpoint.pasids.len()).sum()
     }
 }

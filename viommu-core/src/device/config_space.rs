@@ -4,7 +4,7 @@
 
 use zerocopy::IntoBytes;
 
-use crate::reserved::PROBE_SIZE;
+use crate::reserved::{PROBE_SIZE, TABLE_PROBE_SIZE};
 use crate::wire::{self, BYPASS_OFFSET};
 use crate::{Change, Features};
 
@@ -23,13 +23,18 @@ impl Device {
             input_last: self.config.aperture.last().into(),
             domain_start: (*self.config.domain_ids.start()).into(),
             domain_last: (*self.config.domain_ids.end()).into(),
-            probe_size: (PROBE_SIZE as u32).into(),
+            probe_size: (self.probe_size() as u32).into(),
             bypass: u8::from(self.bypass),
             reserved: [0; 3],
         };
         let mut bytes = [0; CONFIG_SIZE];
         bytes.copy_from_slice(config.as_bytes());
         bytes
+    }
+
+    /// Bytes of properties in a PROBE reply.
+    pub fn probe_size(&self) -> usize {
+        if self.config.mode.is_table() { TABLE_PROBE_SIZE } else { PROBE_SIZE }
     }
 
     /// Begins a driver's write of `data` at `offset` of the configuration space. If that changes anything, the outside

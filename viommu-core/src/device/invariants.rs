@@ -11,13 +11,18 @@ use super::Device;
 pub enum Broken {
     /// I1: the domain of every attached endpoint exists and counts it as its own.
     DomainOfEndpoint(EndpointId),
-    /// I2: every domain has an endpoint, and every endpoint of it is attached to it.
+    /// I2: every domain has an endpoint or a PASID, and all of these are attached to it.
     EndpointsOfDomain(DomainId),
     /// I3: the mappings of a domain are disjoint, lie in the aperture and begin and end on the granule.
     Mappings(DomainId),
-    /// I4: count and bytes of the mappings are right and, like the counts of domains and faults, within their
-    /// limits.
+    /// I4: count and bytes of the mappings are right and, like the counts of domains, faults, PASIDs and page requests,
+    /// within their limits.
     Counts,
+    /// I5: an endpoint has a table when its domain is one of tables, and only then; those of its PASIDs, too, are of the
+    /// format of their domain. Only an attached endpoint has PASIDs.
+    Table(EndpointId),
+    /// I6: no page request waits for the driver to see it unless its group waits for the answer.
+    PageRequests,
 }
 
 impl Device {
@@ -34,11 +39,15 @@ impl Device {
         }
         for (id, domain) in &self.domains {
             let belongs = |endpoint| self.domain_of(endpoint) == Some(*id);
-            if domain.endpoints.is_empty() || !domain.endpoints().all(belongs) {
+            let has_pasid = |(endpoint, pasid)| {
+                self.table_of(endpoint, Some(pasid)).is_some_and(|(domain, _)| domain == *id)
+            };
+            if domain.is_empty() || !domain.endpoints().all(belongs) || !domain.pasids().all(has_pasid) {
                 return Err(Broken::EndpointsOfDomain(*id));
             }
             self.check_mappings(*id)?;
         }
+        self.check_tables()?;
         let limits = &self.config.limits;
         let count: usize = self.domains.values().map(Domain::mapping_count).sum();
         let bytes: usize = self.domains.values().map(Domain::mapping_bytes).sum();
@@ -47,11 +56,32 @@ impl Device {
             || bytes > limits.mapping_bytes_max
             || count > limits.mappings_max
             || self.domains.len() > limits.domains_max
-            || self.faults.len() > limits.faults_max
+            || self.events.fault_count() > limits.faults_max
+            || self.pasid_count() > limits.pasids_max
+            || self.page_requests.pages() > limits.page_requests_max
         {
             return Err(Broken::Counts);
         }
         Ok(())
+    }
+
+    fn check_tables(&self) -> Result<(), Broken> {
+        for (id, endpoint) in &self.endpoints {
+            let format_of = |domain| self.domains.get(&domain).and_then(Domain::table_format);
+            let own = endpoint.domain.and_then(format_of) == endpoint.table.map(|table| table.format());
+            let pasids = endpoint.pasids.iter().all(|(pasid, attachment)| {
+                format_of(attachment.domain) == Some(attachment.table.format())
+                    && self.domains.get(&attachment.domain).is_some_and(|domain| domain.has(*id, *pasid))
+            });
+            if !own || !pasids || (endpoint.domain.is_none() && !endpoint.pasids.is_empty()) {
+                return Err(Broken::Table(*id));
+            }
+        }
+        if self.events.pages_are_all(|group| self.page_requests.cookie(group).is_some()) {
+            Ok(())
+        } else {
+            Err(Broken::PageRequests)
+        }
     }
 
     fn check_mappings(&self, id: DomainId) -> Result<(), Broken> {
@@ -73,8 +103,17 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
+    use core::time::Duration;
+
     use super::*;
-    use crate::{Access, DeviceConfig, Fault, FaultReason, Gpa, Granule, Iova, IovaRange, Limits, Target};
+    use crate::page_request::PageRequests;
+    use crate::{
+        Access, DeviceConfig, Fault, FaultReason, Features, Gpa, Granule, Iova, IovaRange, Limits, Mode,
+        PageRequest, PageRequestSupport, Pasid, RequestGroup, Table, TableAccess, TableHardware,
+        TableSupport, Target,
+    };
+
+    use super::super::PasidAttachment;
 
     const EP: EndpointId = EndpointId(8);
     const OTHER: EndpointId = EndpointId(9);
@@ -84,6 +123,7 @@ mod tests {
     fn device() -> Device {
         let limits = Limits { domains_max: 1, mappings_max: 2, faults_max: 2, ..Limits::default() };
         let mut device = Device::new(DeviceConfig {
+            mode: Mode::Map,
             page_size_mask: 0x1000,
             aperture: IovaRange::new(0x2000, 0x8fff).expect("not empty"),
             domain_ids: 0..=u32::MAX,
@@ -150,6 +190,87 @@ mod tests {
                 device.config.aperture = IovaRange::new(aperture.0, aperture.1).expect("not empty");
             };
             assert_eq!(broken_by(narrow), Err(Broken::Mappings(DOMAIN)));
+        }
+    }
+
+    /// What is done to a device, and what that breaks.
+    type Harm = (fn(&mut Device), Broken);
+
+    const TABLE: Table = Table::IntelPt { flags: 0, root: Gpa(0x1000), address_bits: 48 };
+
+    /// An endpoint with a table, and another for a PASID of it in a domain of its own; a page request waits.
+    fn device_of_tables() -> Device {
+        let mut device = device();
+        device.reset();
+        let hardware = TableHardware::IntelVtd { flags: 0, cap: 0, ecap: 0 };
+        let page_requests = Some(PageRequestSupport { requests_max: 1, timeout: Duration::ZERO });
+        device.set_tables(EP, Some(TableSupport { hardware, ats: false, pasids: None, page_requests }));
+        device.negotiated = Features::ATTACH_TABLE;
+        device.config.limits.domains_max = 2;
+        device.config.limits.pasids_max = 1;
+        device.config.limits.page_requests_max = 1;
+        device.commit_attach_table(EP, None, DOMAIN, TABLE);
+        device.commit_attach_table(EP, Some(Pasid(1)), DomainId(2), TABLE);
+        let to = RequestGroup { endpoint: EP, pasid: None, group: 1 };
+        let page = PageRequest { address: 0, access: TableAccess::READ };
+        assert!(device.request_pages(to, 1, &[page], Duration::ZERO));
+        assert_eq!(device.check_invariants(), Ok(()));
+        device
+    }
+
+    #[test]
+    fn a_table_without_its_domain_or_a_domain_without_its_table_is_noticed() {
+        let harms: [Harm; 6] = [
+            (|device| device.endpoints.entry(EP).or_default().table = None, Broken::Table(EP)),
+            (|device| device.endpoints.entry(OTHER).or_default().table = Some(TABLE), Broken::Table(OTHER)),
+            (
+                |device| {
+                    let arm = Table::ArmSmmu3 { ste: [1, 0] };
+                    let new = PasidAttachment { domain: DomainId(2), table: arm };
+                    device.endpoints.entry(EP).or_default().pasids.insert(Pasid(1), new);
+                },
+                Broken::Table(EP),
+            ),
+            (
+                |device| {
+                    let new = PasidAttachment { domain: DOMAIN, table: TABLE };
+                    device.endpoints.entry(EP).or_default().pasids.insert(Pasid(2), new);
+                },
+                Broken::Table(EP),
+            ),
+            (
+                |device| {
+                    device.endpoints.entry(EP).or_default().pasids.remove(&Pasid(1));
+                },
+                Broken::EndpointsOfDomain(DomainId(2)),
+            ),
+            (
+                |device| {
+                    device.endpoints.entry(EP).or_default().domain = None;
+                    device.endpoints.entry(EP).or_default().table = None;
+                    device.domains.remove(&DOMAIN);
+                },
+                Broken::Table(EP),
+            ),
+        ];
+        for (number, (harm, broken)) in harms.into_iter().enumerate() {
+            let mut device = device_of_tables();
+            harm(&mut device);
+            assert_eq!(device.check_invariants(), Err(broken), "{number}");
+        }
+    }
+
+    #[test]
+    fn page_requests_and_pasids_beyond_their_limits_are_noticed() {
+        let harms: [Harm; 3] = [
+            (|device| device.config.limits.pasids_max -= 1, Broken::Counts),
+            (|device| device.config.limits.page_requests_max -= 1, Broken::Counts),
+            (|device| device.page_requests = PageRequests::default(), Broken::PageRequests),
+        ];
+        for (harm, broken) in harms {
+            let mut device = device_of_tables();
+            harm(&mut device);
+            assert_eq!(device.check_invariants(), Err(broken));
         }
     }
 

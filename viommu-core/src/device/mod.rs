@@ -14,8 +14,10 @@ mod config_space;
 mod events;
 mod invariants;
 mod map;
+mod page_requests;
 mod probe;
 mod reply;
+mod tables;
 mod translate;
 
 use alloc::collections::BTreeMap;
@@ -23,13 +25,14 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::domain::Domain;
-use crate::fault::PendingFaults;
+use crate::event::PendingEvents;
+use crate::page_request::PageRequests;
 use crate::request::{self, Request};
 use crate::reserved::ReservedRegions;
 use crate::wire::RequestType;
 use crate::{
-    Change, ConfigError, DeviceConfig, DomainId, EndpointId, Features, Granule, Host, HostError, Reject,
-    ReservedError, ReservedRegion,
+    Change, ConfigError, DeviceConfig, DomainId, EndpointId, Features, Granule, Host, HostError, Mode, Pasid,
+    Reject, ReservedError, ReservedRegion, Table, TableSupport,
 };
 
 pub use config_space::CONFIG_SIZE;
@@ -45,6 +48,19 @@ struct Endpoint {
     domain: Option<DomainId>,
     reserved: ReservedRegions,
     group: Option<u32>,
+    /// What it can do with tables, if it can.
+    tables: Option<TableSupport>,
+    /// The table of its domain, if that is one of tables.
+    table: Option<Table>,
+    /// Those of its PASIDs that have a table of their own; only while the endpoint itself is in a domain.
+    pasids: BTreeMap<Pasid, PasidAttachment>,
+}
+
+/// What a PASID of an endpoint uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PasidAttachment {
+    domain: DomainId,
+    table: Table,
 }
 
 /// A change that the outside is at work on, and how its request is answered.
@@ -69,8 +85,9 @@ pub struct Device {
     /// The most bytes that they take.
     mapping_bytes: usize,
     under_way: Option<UnderWay>,
-    faults: PendingFaults,
+    events: PendingEvents,
     faults_dropped: u64,
+    page_requests: PageRequests,
     /// Whether the driver has sent a request since the last reset, and so can take events.
     driver_is_up: bool,
 }
@@ -128,8 +145,9 @@ impl Device {
             mapping_count: 0,
             mapping_bytes: 0,
             under_way: None,
-            faults: PendingFaults::default(),
+            events: PendingEvents::default(),
             faults_dropped: 0,
+            page_requests: PageRequests::default(),
             driver_is_up: false,
             config,
         })
@@ -137,7 +155,11 @@ impl Device {
 
     /// Takes the features that the driver accepted; bits of other meaning are ignored.
     pub fn negotiate(&mut self, features: u64) {
-        self.negotiated = Features::from_bits_truncate(features) & Features::OFFERED;
+        self.negotiated = self.config.mode.accepted(features);
+        if !self.negotiated.contains(Features::ATTACH_TABLE) {
+            self.end_requests(|_| true);
+            self.events.forget_tables();
+        }
     }
 
     /// Says which IOVAs `endpoint` cannot have mapped. Mappings that exist stay.
@@ -165,6 +187,17 @@ impl Device {
         }
     }
 
+    /// Says what `endpoint` can do with tables, if anything; an unknown endpoint is ignored. Tables that are attached stay,
+    /// but an endpoint that asks for no pages any more waits for none.
+    pub fn set_tables(&mut self, endpoint: EndpointId, support: Option<TableSupport>) {
+        if let Some(found) = self.endpoints.get_mut(&endpoint) {
+            found.tables = support;
+        }
+        if support.is_none_or(|support| support.page_requests.is_none()) {
+            self.end_page_requests(endpoint);
+        }
+    }
+
     /// All three steps of one request: `readable` is its readable part, `writable` the size in bytes of its
     /// writable part.
     pub fn handle(&mut self, readable: &[u8], writable: usize, host: &mut dyn Host) -> Reply {
@@ -185,7 +218,8 @@ impl Device {
         //= virtio#devicenormative:IOMMU/Device operations A9a A9b A10a A12
         // A type that is not recognised, or no room for a status: nothing is written. The rest of the head is ignored.
         let row = readable.first().and_then(|kind| request::row(RequestType(*kind), self.negotiated));
-        let Some((row, form)) = row.and_then(|row| Some((row, Form::of(row, writable)?))) else {
+        let Some((row, form)) = row.and_then(|row| Some((row, Form::of(row, writable, self.probe_size())?)))
+        else {
             return Step::Done(Reply::unrecognised());
         };
         self.driver_is_up = true;
@@ -207,6 +241,8 @@ impl Device {
         let Some(UnderWay { change, form }) = self.under_way else {
             return Reply::unrecognised();
         };
+        //= tables#ATTACH_TABLE T24
+        // Nothing has changed until here.
         if applied.is_ok() {
             self.commit(change);
         }
@@ -214,6 +250,11 @@ impl Device {
         debug_assert_eq!(self.check_invariants(), Ok(()));
         match applied {
             Ok(()) => form.done(),
+            //= tables#ATTACH_TABLE T22
+            // The guest's memory is known to the host alone.
+            Err(error) if is_bad_table(&change, &error) => form.rejected(Reject::TableAddress(error)),
+            //= tables#ATTACH_TABLE T25
+            // The status is chosen where all are.
             Err(error) => form.rejected(Reject::Host(error)),
         }
     }
@@ -228,9 +269,14 @@ impl Device {
         self.mapping_count = 0;
         self.mapping_bytes = 0;
         self.driver_is_up = false;
-        self.faults.clear();
+        //= tables#Domains T8
+        // The driver may have its memory back now.
+        self.end_requests(|_| true);
+        self.events.clear();
         for endpoint in self.endpoints.values_mut() {
             endpoint.domain = None;
+            endpoint.table = None;
+            endpoint.pasids.clear();
         }
         let mut lingering = Vec::new();
         for domain in core::mem::take(&mut self.domains).into_values() {
@@ -263,6 +309,27 @@ impl Device {
         self.endpoints.get(&endpoint)?.domain
     }
 
+    /// The table that `endpoint`, or one of its PASIDs, uses, and the domain that is in.
+    pub fn table_of(&self, endpoint: EndpointId, pasid: Option<Pasid>) -> Option<(DomainId, Table)> {
+        let endpoint = self.endpoints.get(&endpoint)?;
+        match pasid {
+            Some(pasid) => {
+                endpoint.pasids.get(&pasid).map(|attachment| (attachment.domain, attachment.table))
+            }
+            None => endpoint.domain.zip(endpoint.table),
+        }
+    }
+
+    /// The PASIDs of `endpoint` that have a table of their own.
+    pub fn pasids(&self, endpoint: EndpointId) -> impl Iterator<Item = Pasid> {
+        self.endpoints.get(&endpoint).into_iter().flat_map(|endpoint| endpoint.pasids.keys().copied())
+    }
+
+    /// What domains are made of.
+    pub fn mode(&self) -> Mode {
+        self.config.mode
+    }
+
     /// A domain that exists.
     pub fn domain(&self, id: DomainId) -> Option<&Domain> {
         self.domains.get(&id)
@@ -287,6 +354,14 @@ impl Device {
             Request::Map { domain, range, target } => self.check_map(domain, range, target),
             Request::Unmap { domain, range } => self.check_unmap(domain, range),
             Request::Probe { endpoint } => self.probe(endpoint),
+            Request::AttachTable { endpoint, pasid, domain, table } => {
+                self.check_attach_table(endpoint, pasid, domain, table)
+            }
+            Request::DetachPasid { endpoint, pasid, domain } => {
+                self.check_detach_pasid(endpoint, pasid, domain)
+            }
+            Request::Invalidate { domain, invalidation } => self.check_invalidate(domain, invalidation),
+            Request::PageResponse { to, code } => self.check_page_response(to, code),
         }
     }
 
@@ -297,6 +372,17 @@ impl Device {
             Change::Map { domain, range, target } => self.commit_map(domain, range, target),
             Change::Unmap { domain, range } => self.commit_unmap(domain, range),
             Change::SetBypass { enabled } => self.bypass = enabled,
+            Change::AttachTable { endpoint, pasid, to, table, .. } => {
+                self.commit_attach_table(endpoint, pasid, to, table);
+            }
+            Change::DetachPasid { endpoint, pasid, .. } => self.commit_detach_pasid(endpoint, pasid),
+            Change::Invalidate { .. } => {}
+            Change::Respond { to, cookie, .. } => self.commit_page_response(to, cookie),
         }
     }
+}
+
+/// Whether the host found no guest memory where the table should be.
+fn is_bad_table(change: &Change, error: &HostError) -> bool {
+    matches!(change, Change::AttachTable { .. }) && error.errno == HostError::EFAULT
 }

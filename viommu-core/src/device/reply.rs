@@ -10,7 +10,6 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::request::Row;
-use crate::reserved::PROBE_SIZE;
 use crate::{Reject, Status, wire};
 
 const TAIL_SIZE: usize = size_of::<wire::Tail>();
@@ -46,10 +45,10 @@ impl Form {
     pub(super) const NONE: Form = Form { row: None, size: 0, writable: 0 };
 
     /// `None` when there is no room for a tail.
-    pub(super) fn of(row: &'static Row, writable: usize) -> Option<Form> {
+    pub(super) fn of(row: &'static Row, writable: usize, probe_size: usize) -> Option<Form> {
         (writable >= TAIL_SIZE).then_some(Form {
             row: Some(row),
-            size: row.answer.size(PROBE_SIZE),
+            size: row.answer.size(probe_size),
             writable,
         })
     }
@@ -81,6 +80,8 @@ impl Form {
         let mut bytes = if body.is_empty() { vec![0; size] } else { body };
         //= virtio#devicenormative:IOMMU/Device operations A8 A10b
         // Of the tail only the status is ever set.
+        //= virtio#devicenormative:IOMMU/PROBE request A47
+        // What follows the last property is zero, too.
         bytes.resize(size, 0);
         if let Some(at) = size.checked_sub(TAIL_SIZE).and_then(|at| bytes.get_mut(at)) {
             *at = status as u8;

@@ -43,7 +43,12 @@ impl Device {
             return Err(refuse(FaultReason::Mapping));
         }
         let domain = self.domains.get(&id).ok_or(refuse(FaultReason::Domain))?;
-        domain.lookup(iova, access).ok_or(refuse(FaultReason::Mapping))
+        //= tables#Domains T7
+        // Only hardware walks tables; what asks here is none.
+        let has_tables = || domain.table_format().is_some();
+        domain
+            .lookup(iova, access)
+            .ok_or_else(|| refuse(if has_tables() { FaultReason::Unknown } else { FaultReason::Mapping }))
     }
 
     /// Translates an access of `length` bytes at `iova`, piece by piece. An empty access has no pieces; one
@@ -55,6 +60,7 @@ impl Device {
     /// ```
     /// # use viommu_core::{Access, Device, DeviceConfig, EndpointId, Iova, IovaRange, Limits, NoHost, Segment};
     /// # let config = DeviceConfig {
+    /// #     mode: viommu_core::Mode::Map,
     /// #     page_size_mask: 0x1000,
     /// #     aperture: IovaRange::ALL,
     /// #     domain_ids: 0..=u32::MAX,
@@ -92,9 +98,11 @@ impl Device {
 
     fn is_moving(&self, endpoint: EndpointId) -> bool {
         match self.change_under_way() {
-            Some(Change::Attach { endpoint: moving, .. } | Change::Detach { endpoint: moving, .. }) => {
-                moving == endpoint
-            }
+            Some(
+                Change::Attach { endpoint: moving, .. }
+                | Change::Detach { endpoint: moving, .. }
+                | Change::AttachTable { endpoint: moving, pasid: None, .. },
+            ) => moving == endpoint,
             _ => false,
         }
     }

@@ -2,7 +2,8 @@
 
 //! What the device offers, and how it answers where the specification leaves a choice.
 //!
-//! The device is virtio-iommu of virtio 1.4, all of it.
+//! The device is virtio-iommu of virtio 1.4, all of it. In table mode it is another one: what differs then is in
+//! [`tables`](super::tables).
 //!
 //! | feature | offered | |
 //! |---|---|---|

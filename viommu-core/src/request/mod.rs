@@ -6,12 +6,16 @@
 //! What a request means for the state of the device is decided in `device`.
 
 mod table;
+mod tables;
 
 use bitflags::bitflags;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
-use crate::{DomainId, EndpointId, Features, Gpa, IovaRange, Reject, wire};
+use crate::{
+    DomainId, EndpointId, Features, Gpa, Invalidation, IovaRange, Pasid, Reject, RequestGroup, ResponseCode,
+    Table, wire,
+};
 
 pub use table::{Answer, Row, TABLE, row};
 
@@ -65,6 +69,40 @@ pub enum Request {
     Probe {
         /// The endpoint.
         endpoint: EndpointId,
+    },
+    /// Give `endpoint`, or one of its PASIDs, a table.
+    AttachTable {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// The PASID; accesses without one if there is none here.
+        pasid: Option<Pasid>,
+        /// The domain.
+        domain: DomainId,
+        /// The table.
+        table: Table,
+    },
+    /// Leave a PASID of `endpoint` without a table.
+    DetachPasid {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// The PASID.
+        pasid: Pasid,
+        /// The domain that it is in.
+        domain: DomainId,
+    },
+    /// Forget what caches hold of a domain's tables.
+    Invalidate {
+        /// The domain.
+        domain: DomainId,
+        /// What is concerned.
+        invalidation: Invalidation,
+    },
+    /// Answer a group of page requests.
+    PageResponse {
+        /// Which.
+        to: RequestGroup,
+        /// The answer.
+        code: ResponseCode,
     },
 }
 

@@ -5,6 +5,7 @@
 use crate::wire::{self, RequestType, Tail};
 use crate::{Features, Reject};
 
+use super::tables::{attach_table, invalidate, page_response};
 use super::{Request, attach, detach, map, probe, unmap};
 
 /// What the writable part of a request holds.
@@ -39,16 +40,19 @@ pub struct Row {
     pub answer: Answer,
     /// Without it in the negotiated features the type is not recognised.
     pub negotiated: Features,
-    /// The normative section, as the specification labels it.
+    /// The normative section, as the specification labels it; of [`manual::tables`](crate::manual::tables) for those of
+    /// the table extension.
     pub label: &'static str,
     pub(super) parse: fn(&[u8], Features) -> Result<Request, Reject>,
 }
 
+//= tables#Feature bit T4
+// The rows of the extension ask for its feature.
 //= virtio#devicenormative:IOMMU/PROBE request A42a A42b
 // PROBE asks for no negotiated feature: what counts is that the device offers it.
 /// The request types.
 #[rustfmt::skip]
-pub static TABLE: [Row; 5] = [
+pub static TABLE: [Row; 8] = [
     Row { kind: RequestType::ATTACH, name: "ATTACH", readable_size: size_of::<wire::ReqAttach>(), answer: Answer::Tail,
           negotiated: Features::empty(),   label: "IOMMU/ATTACH request", parse: attach },
     Row { kind: RequestType::DETACH, name: "DETACH", readable_size: size_of::<wire::ReqDetach>(), answer: Answer::Tail,
@@ -59,6 +63,12 @@ pub static TABLE: [Row; 5] = [
           negotiated: Features::MAP_UNMAP, label: "IOMMU/UNMAP request",  parse: unmap },
     Row { kind: RequestType::PROBE,  name: "PROBE",  readable_size: size_of::<wire::ReqProbe>(),  answer: Answer::PropertiesAndTail,
           negotiated: Features::empty(),   label: "IOMMU/PROBE request",  parse: probe },
+    Row { kind: RequestType::ATTACH_TABLE, name: "ATTACH_TABLE", readable_size: size_of::<wire::ReqAttachTable>(), answer: Answer::Tail,
+          negotiated: Features::ATTACH_TABLE, label: "ATTACH_TABLE", parse: attach_table },
+    Row { kind: RequestType::INVALIDATE,   name: "INVALIDATE",   readable_size: size_of::<wire::ReqInvalidate>(),  answer: Answer::Tail,
+          negotiated: Features::ATTACH_TABLE, label: "INVALIDATE",   parse: invalidate },
+    Row { kind: RequestType::PAGE_RESP,    name: "PAGE_RESP",    readable_size: size_of::<wire::ReqPageResp>(),    answer: Answer::Tail,
+          negotiated: Features::ATTACH_TABLE, label: "PAGE_RESP",    parse: page_response },
 ];
 
 /// The row of a type that is recognised under the negotiated features.

@@ -13,6 +13,18 @@ pub const FAULT_R_UNKNOWN: u8 = 0;
 pub const FAULT_R_DOMAIN: u8 = 1;
 /// No mapping, or one that forbids the access.
 pub const FAULT_R_MAPPING: u8 = 2;
+/// A table could not be read from memory.
+pub const FAULT_R_WALK_EABT: u8 = 3;
+/// An entry of a table could not be fetched, or is malformed.
+pub const FAULT_R_PTE_FETCH: u8 = 4;
+/// A mapping that forbids the access.
+pub const FAULT_R_PERMISSION: u8 = 5;
+/// The entry's access flag is not set, and hardware does not set it.
+pub const FAULT_R_ACCESS: u8 = 6;
+/// The address has more bits than the table translates.
+pub const FAULT_R_OOR_ADDRESS: u8 = 7;
+/// The descriptor of the table, or the PASID's entry, is bad.
+pub const FAULT_R_TABLE: u8 = 8;
 /// The access was a read.
 pub const FAULT_F_READ: u32 = 1 << 0;
 /// The access was a write.

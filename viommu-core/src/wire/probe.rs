@@ -15,6 +15,8 @@ pub const PROPERTY_HEADER_SIZE: usize = 4;
 pub const RESV_MEM_T_RESERVED: u8 = 0;
 /// Writes to the region are message-signalled interrupts.
 pub const RESV_MEM_T_MSI: u8 = 1;
+/// The driver maps the region to itself in every stage-1 table; of the table extension.
+pub const RESV_MEM_T_IDENTITY: u8 = 2;
 
 /// A region of IOVAs that a driver must not map.
 #[doc(alias = "virtio_iommu_probe_resv_mem")]
@@ -25,7 +27,7 @@ pub struct ResvMem {
     pub kind: U16,
     /// Bytes after the first four.
     pub length: U16,
-    /// [`RESV_MEM_T_RESERVED`] or [`RESV_MEM_T_MSI`].
+    /// One of `RESV_MEM_T_*`.
     pub subtype: u8,
     /// Zero.
     pub reserved: [u8; 3],

@@ -23,6 +23,12 @@ impl RequestType {
     pub const UNMAP: RequestType = RequestType(4);
     /// Ask for the properties of an endpoint.
     pub const PROBE: RequestType = RequestType(5);
+    /// Give an endpoint, or one of its PASIDs, a stage-1 table; of the table extension, as those below.
+    pub const ATTACH_TABLE: RequestType = RequestType(6);
+    /// Forget what caches hold of a domain's tables.
+    pub const INVALIDATE: RequestType = RequestType(7);
+    /// Answer a group of page requests.
+    pub const PAGE_RESP: RequestType = RequestType(8);
 }
 
 /// ATTACH: the domain lets the endpoint through untranslated.

@@ -3,7 +3,7 @@
 //! Whether the code and the tests meet every statement of the specification. Started by `scripts/spec-coverage`.
 //!
 //! It knows where something claims to be met and tested, not whether that is so: that is for tests that fail, and for
-//! readers. To read: `tests/spec/virtio-iommu.toml`.
+//! readers. To read: `tests/spec/virtio-iommu.toml`, and `tests/spec/tables.toml` for our extension.
 
 mod coverage;
 mod list;
@@ -22,8 +22,11 @@ use coverage::Coverage;
 use source::Marks;
 
 const USAGE: &str = "Usage: scripts/spec-coverage [--list]";
-const LIST: &str = "tests/spec/virtio-iommu.toml";
-const MANUAL: &str = "viommu-core/src/manual/rules.rs";
+/// The letter of the ids of each list, the list, and the page of the manual that shows it.
+const LISTS: [(char, &str, &str); 2] = [
+    ('A', "tests/spec/virtio-iommu.toml", "viommu-core/src/manual/rules.rs"),
+    ('T', "tests/spec/tables.toml", "viommu-core/src/manual/tables.rs"),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -51,20 +54,27 @@ fn main() -> ExitCode {
 
 /// Prints what there is, and returns what is wrong.
 fn run(is_long: bool) -> Result<Vec<String>> {
-    let list = read_list::parse(&read(Path::new(LIST))?).context(LIST)?;
     let mut marks = Marks::default();
     for file in sources(Path::new("."))? {
         let name = file.strip_prefix(".").unwrap_or(&file).display().to_string();
         marks.read(&name, &read(&file)?);
     }
-    let coverage = Coverage { list: &list, marks: &marks };
-    if is_long {
-        print!("{}", report::statements(&coverage));
+    let mut problems = marks.problems.clone();
+    for (number, (letter, list, manual)) in LISTS.into_iter().enumerate() {
+        let list = read_list::parse(&read(Path::new(list))?).context(list)?;
+        let marks = marks.of(letter);
+        let coverage = Coverage { list: &list, marks: &marks };
+        if number > 0 {
+            println!();
+        }
+        if is_long {
+            print!("{}", report::statements(&coverage));
+        }
+        print!("{}", report::table(&coverage));
+        problems.extend(list.problems());
+        problems.extend(manual::problems(&list, letter, &read(Path::new(manual))?));
+        problems.extend(coverage.problems());
     }
-    print!("{}", report::table(&coverage));
-    let mut problems = list.problems();
-    problems.extend(manual::problems(&list, &read(Path::new(MANUAL))?));
-    problems.extend(coverage.problems());
     Ok(problems)
 }
 

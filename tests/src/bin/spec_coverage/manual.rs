@@ -5,12 +5,12 @@
 use crate::list::{List, Rule};
 
 /// Each row that differs: the list is right, and the row shows how it should be.
-pub fn problems(list: &List, manual: &str) -> Vec<String> {
+pub fn problems(list: &List, letter: char, manual: &str) -> Vec<String> {
     let expected: Vec<String> = list.rules().map(|(_, rule)| row(rule)).collect();
     let shown: Vec<&str> = manual
         .lines()
         .filter_map(|line| line.strip_prefix("//! "))
-        .filter(|row| row.starts_with("| A"))
+        .filter(|row| is_row(row, letter))
         .collect();
     let missing = expected.iter().filter(|row| !shown.contains(&row.as_str()));
     let surplus = shown.iter().filter(|row| !expected.contains(&(**row).to_owned()));
@@ -20,6 +20,12 @@ pub fn problems(list: &List, manual: &str) -> Vec<String> {
         problems.push("the manual's rows are in another order than the list, or there twice".to_owned());
     }
     problems
+}
+
+/// Whether its first cell is an id of this letter.
+fn is_row(row: &str, letter: char) -> bool {
+    let id = row.strip_prefix("| ").and_then(|rest| rest.strip_prefix(letter));
+    id.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 fn row(rule: &Rule) -> String {
@@ -37,7 +43,7 @@ mod tests {
                           //! | A3 | MAY | rest |\n//! | A4 | | It is so |\n";
 
     fn check(manual: &str) -> Vec<String> {
-        problems(&parse(TEXT).expect("a list"), manual)
+        problems(&parse(TEXT).expect("a list"), 'A', manual)
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::fmt;
 
 /// What every mark begins with.
 const MARK: &str = "//=";
-/// What follows in an anchor.
-const ANCHOR: &str = "virtio#devicenormative:IOMMU/";
+/// What follows in an anchor, by the letter of the ids.
+pub const ANCHORS: [(char, &str); 2] = [('A', "virtio#devicenormative:IOMMU/"), ('T', "tables#")];
 
 /// A line of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl fmt::Display for Place {
 }
 
 /// A place in the code that meets rules of one section.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anchor {
     pub place: Place,
     pub section: String,
@@ -32,7 +32,7 @@ pub struct Anchor {
 }
 
 /// A test that holds the device to rules.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Test {
     pub place: Place,
     pub name: String,
@@ -61,11 +61,26 @@ impl Marks {
         }
     }
 
+    /// The anchors and tests with ids of one list, without those of others.
+    pub fn of(&self, letter: char) -> Marks {
+        let ids = |ids: &[String]| -> Vec<String> {
+            ids.iter().filter(|id| id.starts_with(letter)).cloned().collect()
+        };
+        let anchors = self.anchors.iter().map(|anchor| Anchor { ids: ids(&anchor.ids), ..anchor.clone() });
+        let tests = self.tests.iter().map(|test| Test { ids: ids(&test.ids), ..test.clone() });
+        Marks {
+            anchors: anchors.filter(|anchor| !anchor.ids.is_empty()).collect(),
+            tests: tests.filter(|test| !test.ids.is_empty()).collect(),
+            problems: Vec::new(),
+        }
+    }
+
     /// One mark, and what follows it.
     fn take(&mut self, place: Place, mark: &str, following: &[&str]) -> Result<(), &'static str> {
-        if let Some(rest) = mark.strip_prefix(ANCHOR) {
+        let anchor = ANCHORS.iter().find_map(|(letter, start)| Some((*letter, mark.strip_prefix(start)?)));
+        if let Some((letter, rest)) = anchor {
             let (section, ids) = split_ids(rest);
-            check_anchor(&place, &ids, following)?;
+            check_anchor(&place, letter, &ids, following)?;
             self.anchors.push(Anchor { place, section, ids });
         } else {
             let (rest, ids) = split_ids(mark);
@@ -87,15 +102,18 @@ fn split_ids(text: &str) -> (String, Vec<String>) {
     (rest.join(" "), ids.iter().map(|id| (*id).to_owned()).collect())
 }
 
-/// An A, a number, and perhaps a letter.
+/// The letter of a list, a number, and perhaps a letter.
 fn is_id(word: &str) -> bool {
     let number = word
-        .strip_prefix('A')
+        .strip_prefix(ANCHORS.map(|(letter, _)| letter))
         .map(|rest| rest.strip_suffix(|c: char| c.is_ascii_lowercase()).unwrap_or(rest));
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-fn check_anchor(place: &Place, ids: &[String], following: &[&str]) -> Result<(), &'static str> {
+fn check_anchor(place: &Place, letter: char, ids: &[String], following: &[&str]) -> Result<(), &'static str> {
+    if ids.iter().any(|id| !id.starts_with(letter)) {
+        return Err("ids of another list than the anchor's");
+    }
     if place.file.starts_with("tests/") {
         return Err("an anchor outside of the code");
     }
@@ -152,6 +170,23 @@ pub mod tests {
     }
 
     #[test]
+    fn an_anchor_of_the_other_list_begins_otherwise() {
+        let marks = read("a.rs", &["//= tables#ATTACH_TABLE T1 T20c", "// So it is."]);
+        let ids = ["T1", "T20c"].map(str::to_owned).to_vec();
+        let section = "ATTACH_TABLE".to_owned();
+        assert_eq!(marks.anchors, [Anchor { place: place("a.rs", 1), section, ids }]);
+    }
+
+    #[test]
+    fn marks_are_told_apart_by_the_letter_of_their_list() {
+        let lines = ["//= A1 T2", "#[test]", "fn it_holds() {", "}", "//= tables#One T3", "// So it is."];
+        let marks = read("a.rs", &lines);
+        let (of_a, of_t) = (marks.of('A'), marks.of('T'));
+        assert_eq!((of_a.anchors.len(), of_t.anchors.len()), (0, 1));
+        assert_eq!((of_a.tests[0].ids.concat(), of_t.tests[0].ids.concat()), ("A1".into(), "T2".into()));
+    }
+
+    #[test]
     fn ids_above_a_test_belong_to_it_whatever_its_attributes() {
         for attributes in
             [vec!["#[test]"], vec!["#[test]", "#[should_panic]"], vec!["#[expect(a)]", "#[test]"]]
@@ -188,6 +223,7 @@ pub mod tests {
             ("a.rs", vec!["//= Ab"], "neither an anchor nor ids of rules"),
             ("a.rs", vec!["//="], "neither an anchor nor ids of rules"),
             ("a.rs", vec![anchor, "// So it is."], "an anchor without ids"),
+            ("a.rs", vec!["//= tables#One A1", "// So it is."], "ids of another list than the anchor's"),
             ("a.rs", vec![&with_id, "fn a() {"], "an anchor without a sentence below it"),
             ("tests/a.rs", vec![&with_id, "// So it is."], "an anchor outside of the code"),
         ] {

@@ -52,6 +52,7 @@ impl Requests {
 /// A device with the mappings of `workload` in the domain of [`ENDPOINT`].
 pub fn full_device(workload: &Workload) -> Result<Device> {
     let mut device = Device::new(DeviceConfig {
+        mode: viommu_core::Mode::Map,
         page_size_mask: !(PAGE - 1),
         aperture: IovaRange::ALL,
         domain_ids: 0..=u32::MAX,
