@@ -107,8 +107,8 @@ impl Vfio {
     ) -> Result<Vfio, UsageError> {
         let msi_region = config.msi_region_is_given.then_some(config.msi_region);
         let of_host = || devices.iter().find_map(|given| iovas::msi_region(&given.facts));
-        let mut shadow = Shadow::new(context, msi_region.unwrap_or_else(of_host))
-            .map_err(|error| not_suited(&error))?;
+        let mut shadow =
+            Shadow::new(context, msi_region.unwrap_or_else(of_host)).map_err(|error| not_suited(&error))?;
         let (mut facts, mut with_pasids) = (BTreeMap::new(), BTreeSet::new());
         for given in devices {
             let device = Device::new(given.file, config.unmap_timeout);
