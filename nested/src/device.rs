@@ -238,6 +238,18 @@ impl<D: Attach> Attached<D> {
         }
     }
 
+    /// Lets it reach nothing. One that has left its context does not reach anything.
+    ///
+    /// # Errors
+    /// Of [`Attach::detach`]; it is attached to what it was then.
+    pub fn detach_if_bound(&mut self, pasid: Option<u32>) -> Result<()> {
+        if self.device.is_bound() {
+            return self.detach(pasid);
+        }
+        self.tables.remove(&pasid);
+        Ok(())
+    }
+
     /// Lets it reach nothing.
     ///
     /// # Errors

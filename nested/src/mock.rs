@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use iommufd_bindings::iommu_destroy;
 use rustix::io::Errno;
 use viommu_core::Iova;
 use vm_memory::VolatileSlice;
@@ -78,6 +79,15 @@ impl MockDevice {
     /// The page table that it is attached to, of the kernel's choice where it was an address space.
     pub fn hwpt(&self) -> u32 {
         self.hwpt.load(Ordering::Relaxed)
+    }
+
+    /// Has it leave the context, as one does whose file is closed.
+    ///
+    /// # Errors
+    /// Of `IOMMU_DESTROY`: ENOENT when it has left.
+    pub fn leave(&self) -> Result<()> {
+        let mut command = iommu_destroy { id: self.mock, ..Default::default() };
+        self.context.call(&mut command, Buffer::NONE, format_args!("mock device {}", self.device))
     }
 
     /// Raises a page request.

@@ -13,4 +13,5 @@ pub mod l2;
 pub mod model;
 pub mod peers;
 pub mod scene;
+pub mod table_model;
 pub mod vfio_vmm;

@@ -169,7 +169,9 @@ fn vfio_does_for_devices_what_it_is_asked() -> Result<()> {
         return Ok(());
     };
     let tests = l1::build_test("viommu-nested", "cdev", "cdev-tests")?;
-    let job = "export TESTDEV=$(give_to_vfio $(pci_functions 1b36:0005))
+    let job = "set -- $(pci_functions 1b36:0005)
+        export TESTDEV=$(give_to_vfio $1)
+        export PAIR=\"$(give_to_vfio $2) $(give_to_vfio $3)\"
         for edu in $(pci_functions 1234:11e8); do
           case $edu in
             0000:00:*) export EDU=$(give_to_vfio $edu) ;;
@@ -180,6 +182,9 @@ fn vfio_does_for_devices_what_it_is_asked() -> Result<()> {
     let machine = Machine::new(&testbed)
         .device(EDU)
         .device("iommu-testdev")
+        // They share a group: nothing keeps the functions of one such device from each other.
+        .device("iommu-testdev,addr=10.0,multifunction=on")
+        .device("iommu-testdev,addr=10.1")
         .device("pcie-root-port,id=port1,chassis=1")
         .device(&format!("{EDU},bus=port1"));
     let report = run(machine.program("tests", &tests).job(job))?;

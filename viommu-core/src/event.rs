@@ -118,8 +118,8 @@ enum Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Waiting {
     cause: Cause,
-    /// Whether others that came before it were dropped.
-    is_after_loss: bool,
+    /// Whose event was dropped before it, if one was.
+    after_loss_of: Option<EndpointId>,
 }
 
 /// Events that wait for a buffer.
@@ -184,20 +184,24 @@ impl PendingEvents {
 
     /// Takes the requests of a group back.
     pub(crate) fn remove_group(&mut self, group: RequestGroup) {
-        let mut is_after_loss = false;
+        let mut loss = None;
         self.waiting.retain_mut(|waiting| {
             let is_of_group = matches!(waiting.cause, Cause::Page { of, .. } if of == group);
             if is_of_group {
                 self.pages = self.pages.saturating_sub(1);
-                is_after_loss |= waiting.is_after_loss;
+                loss = waiting.after_loss_of.or(loss);
             } else {
-                waiting.is_after_loss |= core::mem::take(&mut is_after_loss);
+                waiting.after_loss_of = waiting.after_loss_of.or(loss.take());
             }
             !is_of_group
         });
-        if is_after_loss {
-            self.lost = self.lost.or(Some(group.endpoint));
-        }
+        self.lost = self.lost.or(loss);
+    }
+
+    /// Takes back what a driver does not know that has nothing to do with tables.
+    pub(crate) fn forget_tables(&mut self) {
+        self.waiting.retain(|waiting| matches!(waiting.cause, Cause::Access(_)));
+        self.pages = 0;
     }
 
     pub(crate) fn clear(&mut self) {
@@ -232,13 +236,13 @@ impl PendingEvents {
     fn push_back(&mut self, cause: Cause) {
         //= tables#Events T42
         // The first event after the gap tells of it.
-        self.waiting.push_back(Waiting { cause, is_after_loss: self.lost.take().is_some() });
+        self.waiting.push_back(Waiting { cause, after_loss_of: self.lost.take() });
     }
 }
 
 impl Waiting {
     fn event(&self, has_tables: bool) -> Event {
-        let lost = if self.is_after_loss && has_tables { wire::FAULT_F_LOST } else { 0 };
+        let lost = if self.after_loss_of.is_some() && has_tables { wire::FAULT_F_LOST } else { 0 };
         match self.cause {
             Cause::Access(fault) => of_access(&fault, lost, has_tables),
             Cause::Table(fault) => of_table(&fault, lost),

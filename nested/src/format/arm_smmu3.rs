@@ -5,27 +5,27 @@
 //! To read first: "Stream Table Entry", "Commands" and "Event records" in Arm's specification of the SMMUv3 (IHI 0070).
 //! Words are little endian in memory and the CPU's own here.
 
+mod commands;
+mod event;
+
 use iommufd_bindings::{
     iommu_hw_info_type_IOMMU_HW_INFO_TYPE_ARM_SMMUV3, iommu_hwpt_data_type_IOMMU_HWPT_DATA_ARM_SMMUV3,
     iommu_hwpt_invalidate_data_type_IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3,
     iommu_veventq_type_IOMMU_VEVENTQ_TYPE_ARM_SMMUV3, iommu_viommu_type_IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
 };
 use rustix::io::Errno;
-use viommu_core::{
-    Caches, EndpointId, Invalidation, Pasid, Scope, Table, TableAccess, TableFault, TableFaultReason,
-    TableHardware,
-};
+use viommu_core::{Invalidation, Pasid, Table, TableFault, TableHardware};
 
 use super::{Description, Format, Member, Nesting, Root};
 use crate::device::HwInfo;
 use crate::object::Entries;
 
+pub use commands::{PAGES_MAX, SmmuCommand, commands};
+use event::{EVENT_BYTES, event};
+
 /// The row.
 #[derive(Debug)]
 pub struct ArmSmmu3;
-
-/// A command: two words.
-pub type SmmuCommand = [u64; 2];
 
 /// What commands depend on of the hardware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +37,6 @@ pub struct Abilities {
     /// Whether every batch has to be done twice (`IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI`).
     pub repeat: bool,
 }
-
-/// Pages that are invalidated one by one, at most. More of them are invalidated with all of their address space, which
-/// costs the guest misses and the host less.
-pub const PAGES_MAX: u64 = 8192;
 
 impl Format for ArmSmmu3 {
     fn hardware(&self) -> u32 {
@@ -85,6 +81,11 @@ impl Format for ArmSmmu3 {
         let (words, _) = record.as_chunks::<8>();
         let [first, second, third, _] = words else { return None };
         Some(event([first, second, third].map(|word| u64::from_le_bytes(*word))))
+    }
+
+    fn pasid_bits(&self, info: &HwInfo) -> u8 {
+        let of_iommu = Abilities::of(info).substream_bits;
+        u32::from(info.pasid_bits).min(of_iommu) as u8
     }
 
     fn told(&self, info: &HwInfo, ats: bool) -> TableHardware {
@@ -143,11 +144,11 @@ fn root(ste: [u64; 2]) -> Option<Root> {
     has_descriptors(ste).then(|| Root::of(ste[0] & CONTEXT_POINTER, bytes))
 }
 
-/// Fields of `SMMU_IDR0`, 1, 3 and 5 that user space may go by (`struct iommu_hw_info_arm_smmuv3`): `TTF`, `ASID16`, `CD2L`,
-/// `TTENDIAN`, `TERM_MODEL` and `ST_LEVEL`; `SIDSIZE` and `SSIDSIZE`; `RIL` and `BBML`; the granules, `DS` and `VAX`; and
-/// `OAS`, without which a guest cannot say how large its addresses are.
+/// Fields of the registers that user space may go by (`struct iommu_hw_info_arm_smmuv3`). `SMMU_IDR0`: `TTF`, `ASID16`,
+/// `CD2L`, `TTENDIAN`, `STALL_MODEL`, `TERM_MODEL`, `ST_LEVEL`; `SMMU_IDR1`: `SIDSIZE`, `SSIDSIZE`; `SMMU_IDR3`: `RIL`, `BBML`;
+/// `SMMU_IDR5`: the granules, `DS`, `VAX`, and besides `OAS`, without which a guest cannot say how large its addresses are.
 const TOLD: [u32; 6] = [
-    3 << 2 | 1 << 12 | 1 << 19 | 3 << 21 | 1 << 26 | 3 << 27,
+    3 << 2 | 1 << 12 | 1 << 19 | 3 << 21 | 3 << 24 | 1 << 26 | 3 << 27,
     0x3f | 0x1f << 6,
     0,
     IDR3_RIL | 3 << 11,
@@ -158,231 +159,12 @@ const TOLD: [u32; 6] = [
 const STAGE_1_AND_COHERENT: u32 = 1 << 1 | 1 << 4;
 /// `SMMU_IDR0.ATS`.
 const IDR0_ATS: u32 = 1 << 10;
-/// `SMMU_IDR0.STALL_MODEL`: accesses that fail do not wait for anybody.
-const NO_STALLS: u32 = 1 << 24;
 
 /// The registers as a guest may know them.
 fn told(idr: [u32; 6], ats: bool) -> [u32; 6] {
     let mut told: [u32; 6] = std::array::from_fn(|number| idr[number] & TOLD[number]);
-    told[0] |= STAGE_1_AND_COHERENT | NO_STALLS | if ats { idr[0] & IDR0_ATS } else { 0 };
+    told[0] |= STAGE_1_AND_COHERENT | if ats { idr[0] & IDR0_ATS } else { 0 };
     told
-}
-
-const CFGI_CD: u64 = 0x05;
-const CFGI_CD_ALL: u64 = 0x06;
-const TLBI_NH_ALL: u64 = 0x10;
-const TLBI_NH_ASID: u64 = 0x11;
-const TLBI_NH_VA: u64 = 0x12;
-const TLBI_NH_VAA: u64 = 0x13;
-const ATC_INV: u64 = 0x40;
-
-/// `Leaf`, in the second word.
-const LEAF: u64 = 1;
-/// `ATC_INV.SSV`: the SubstreamID counts. Without it all entries are meant, those of SubstreamIDs too.
-const SUBSTREAM_VALID: u64 = 1 << 11;
-/// `ATC_INV.Size` of all addresses.
-const ATC_ALL: SmmuCommand = [0, 52];
-
-/// The commands for these devices of one IOMMU: what it has of descriptors goes first, then what it has of translations,
-/// and then what the devices have. Else one could be filled from another that is still to be emptied.
-pub fn commands(
-    invalidation: &Invalidation,
-    members: &[Member],
-    abilities: Abilities,
-) -> [Vec<SmmuCommand>; 3] {
-    let substream = Substream::of(invalidation, abilities);
-    let of_descriptors = invalidation.caches.contains(Caches::PASID);
-    let mut commands = [Vec::new(), translations(invalidation, abilities), Vec::new()];
-    let [configuration, _, devices] = &mut commands;
-    for member in members {
-        let Table::ArmSmmu3 { ste } = member.table else { continue };
-        if of_descriptors && has_descriptors(ste) {
-            configuration.push(substream.configuration(member.number, invalidation.leaf));
-        }
-        if !invalidation.caches.is_empty() && has_descriptors(ste) && has_ats(ste) {
-            let [first, second] = if of_descriptors { ATC_ALL } else { addresses(invalidation.scope) };
-            devices.push([first | ATC_INV | substream.of_device() | member.number << 32, second]);
-        }
-    }
-    commands
-}
-
-/// The SubstreamIDs concerned.
-#[derive(Clone, Copy)]
-enum Substream {
-    All,
-    One(u64),
-}
-
-impl Substream {
-    fn of(invalidation: &Invalidation, abilities: Abilities) -> Substream {
-        match invalidation.scope {
-            Scope::Pasid(pasid) | Scope::Addresses { pasid: Some(pasid), .. }
-                // The hardware would refuse others.
-                if u64::from(pasid.0) < 1 << abilities.substream_bits =>
-            {
-                Substream::One(pasid.0.into())
-            }
-            _ => Substream::All,
-        }
-    }
-
-    fn configuration(self, stream: u64, leaf: bool) -> SmmuCommand {
-        match self {
-            Substream::All => [CFGI_CD_ALL | stream << 32, 0],
-            Substream::One(id) => [CFGI_CD | id << 12 | stream << 32, if leaf { LEAF } else { 0 }],
-        }
-    }
-
-    /// SubstreamID 0 may be that of accesses without one, which only a command without one is for.
-    fn of_device(self) -> u64 {
-        match self {
-            Substream::All | Substream::One(0) => 0,
-            Substream::One(id) => SUBSTREAM_VALID | id << 12,
-        }
-    }
-}
-
-/// The smallest part of all addresses that a device can be told to forget and that has all of these.
-fn addresses(scope: Scope) -> SmmuCommand {
-    let Scope::Addresses { start, pages, page_shift, .. } = scope else { return ATC_ALL };
-    let last = last_of(start, pages, page_shift);
-    // As many bits from the lowest on differ.
-    let shift = (u64::BITS - (start ^ last).leading_zeros()).max(12);
-    if shift == u64::BITS {
-        return ATC_ALL;
-    }
-    [0, start >> shift << shift | u64::from(shift - 12)]
-}
-
-fn last_of(start: u64, pages: u64, page_shift: u8) -> u64 {
-    let span = u128::from(pages) << page_shift;
-    u64::try_from(u128::from(start) + span - 1).unwrap_or(u64::MAX)
-}
-
-/// What the IOMMU has of translations. A descriptor that goes takes along what was translated by it.
-fn translations(invalidation: &Invalidation, abilities: Abilities) -> Vec<SmmuCommand> {
-    let whole = || match invalidation.id {
-        Some(id) if !invalidation.global => vec![[TLBI_NH_ASID | u64::from(id) << 48, 0]],
-        _ => vec![[TLBI_NH_ALL, 0]],
-    };
-    match invalidation.scope {
-        _ if invalidation.caches.is_empty() => Vec::new(),
-        Scope::Addresses { start, pages, page_shift, .. } if invalidation.caches == Caches::TLB => {
-            let first = match invalidation.id {
-                Some(id) => TLBI_NH_VA | u64::from(id) << 48,
-                None => TLBI_NH_VAA,
-            };
-            let command = [first, if invalidation.leaf { LEAF } else { 0 }];
-            let ranges = abilities.ranges.then(|| Granule::of(page_shift)).flatten();
-            let commands = match ranges {
-                Some(granule) => granule.ranges(command, start, pages, page_shift),
-                None => each(command, start, pages, page_shift),
-            };
-            commands.unwrap_or_else(whole)
-        }
-        _ => whole(),
-    }
-}
-
-/// A command for each page, unless there are too many of them.
-fn each([first, second]: SmmuCommand, start: u64, pages: u64, page_shift: u8) -> Option<Vec<SmmuCommand>> {
-    let page = |number: u64| [first, second | (start + (number << page_shift))];
-    (pages <= PAGES_MAX).then(|| (0..pages).map(page).collect())
-}
-
-/// The granule of tables, which a range is counted in.
-#[derive(Clone, Copy)]
-struct Granule {
-    shift: u8,
-    /// `TG`.
-    code: u64,
-}
-
-impl Granule {
-    /// Of tables that have pages or blocks of this size. A size of another kind says nothing of the granule.
-    fn of(page_shift: u8) -> Option<Granule> {
-        match page_shift {
-            12 | 21 | 30 | 39 => Some(Granule { shift: 12, code: 1 }),
-            14 | 25 | 36 => Some(Granule { shift: 14, code: 2 }),
-            16 | 29 | 42 => Some(Granule { shift: 16, code: 3 }),
-            _ => None,
-        }
-    }
-
-    /// Commands for 1 to 31 times a power of two granules each, unless that takes too many of them.
-    fn ranges(
-        self,
-        [first, second]: SmmuCommand,
-        start: u64,
-        pages: u64,
-        page_shift: u8,
-    ) -> Option<Vec<SmmuCommand>> {
-        let mut left = pages << (page_shift - self.shift);
-        if left >= 32 << SCALE_MAX {
-            return None;
-        }
-        let (mut commands, mut address) = (Vec::new(), start);
-        while left > 0 {
-            let scale = left.trailing_zeros().min(SCALE_MAX);
-            let number = left >> scale & 31;
-            commands.push(match (number, scale) {
-                // A range of one granule is reserved.
-                (1, 0) => [first, second | address],
-                _ => {
-                    [first | (number - 1) << 12 | u64::from(scale) << 20, second | self.code << 10 | address]
-                }
-            });
-            left -= number << scale;
-            address = address.wrapping_add(number << (scale + u32::from(self.shift)));
-        }
-        Some(commands)
-    }
-}
-
-/// The greatest `SCALE`.
-const SCALE_MAX: u32 = 31;
-
-/// Bytes of an event record.
-const EVENT_BYTES: usize = 32;
-
-/// What a record says, by its first three words.
-fn event([first, second, third]: [u64; 3]) -> TableFault {
-    let has_substream = first & SUBSTREAM_VALID != 0;
-    let is_of_stage_2 = second >> 39 & 1 != 0;
-    let class = second >> 40 & 3;
-    let (reason, has_address) = match first & 0xff {
-        // C_BAD_STE, F_STREAM_DISABLED, C_BAD_SUBSTREAMID, C_BAD_CD.
-        0x04 | 0x06 | 0x08 | 0x0a => (TableFaultReason::Table, false),
-        // Of F_TRANSLATION and the like below, when guest memory itself lacks what is looked for.
-        0x10..=0x13 if is_of_stage_2 => match class {
-            0 => (TableFaultReason::Table, true),
-            1 => (TableFaultReason::PteFetch, true),
-            _ => (TableFaultReason::Unknown, true),
-        },
-        // F_TRANSLATION, F_ADDR_SIZE, F_ACCESS, F_PERMISSION.
-        0x10 => (TableFaultReason::Mapping, true),
-        0x11 => (TableFaultReason::OutOfRange, true),
-        0x12 => (TableFaultReason::Access, true),
-        0x13 => (TableFaultReason::Permission, true),
-        _ => (TableFaultReason::Unknown, false),
-    };
-    TableFault {
-        endpoint: EndpointId((first >> 32) as u32),
-        reason,
-        pasid: has_substream.then_some(Pasid((first >> 12 & 0xf_ffff) as u32)),
-        address: has_address.then_some(third),
-        access: if has_address { access(second) } else { TableAccess::empty() },
-    }
-}
-
-/// What was tried, by a record's second word.
-fn access(word: u64) -> TableAccess {
-    let bit = |number: u32| word >> number & 1 != 0;
-    let mut access = if bit(35) { TableAccess::READ } else { TableAccess::WRITE };
-    access.set(TableAccess::EXEC, bit(34));
-    access.set(TableAccess::PRIVILEGED, bit(33));
-    access
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use iommufd_bindings::{
 };
 use viommu_core::{PageRequestSupport, PasidSupport, TableHardware, TableSupport};
 
-use super::{FORMATS, Format, Nesting, arm_smmu3, vtd};
+use super::{FORMATS, Format, Nesting};
 use crate::device::{Cdev, HwInfo};
 use crate::error::Result;
 
@@ -90,11 +90,8 @@ impl TableFacts {
 
 /// PASIDs that the guest names one by one are a matter of one device alone.
 fn pasids(format: &dyn Format, info: &HwInfo, host: &HostFacts) -> Option<PasidSupport> {
-    let bits = match format.nesting() {
-        Nesting::Parent if !host.is_alone => 0,
-        Nesting::Parent => info.pasid_bits,
-        Nesting::Viommu { .. } => info.pasid_bits.min(arm_smmu3::Abilities::of(info).substream_bits as u8),
-    };
+    let is_named = format.nesting() == Nesting::Parent;
+    let bits = if is_named && !host.is_alone { 0 } else { format.pasid_bits(info) };
     let has = |capability: u32| info.capabilities & u64::from(capability) != 0;
     (bits > 0).then(|| PasidSupport {
         bits: bits.min(20),
@@ -103,11 +100,10 @@ fn pasids(format: &dyn Format, info: &HwInfo, host: &HostFacts) -> Option<PasidS
     })
 }
 
-/// The kernel hands requests of PCI devices on from VT-d alone. It turns them on with PASIDs only where the answers have
-/// them, and never for a virtual function.
+/// The kernel turns them on with PASIDs only where the answers have them, and never for a virtual function.
 fn page_requests(format: &dyn Format, info: &HwInfo, host: &HostFacts) -> bool {
-    let is_possible = format.nesting() == Nesting::Parent && vtd::has_page_requests(info);
-    is_possible && host.pri && !host.is_virtual_function && (info.pasid_bits == 0 || host.answers_have_pasid)
+    let has_needed = info.pasid_bits == 0 || host.answers_have_pasid;
+    format.has_page_requests(info) && host.pri && !host.is_virtual_function && has_needed
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl Format for InViommu {
 
     fn told(&self, _: &HwInfo, _: bool) -> TableHardware {
         // Two granules, ranges, 20 bits of a SubstreamID.
-        TableHardware::ArmSmmu3 { idr: [0x0100_001e, 20 << 6 | 32, 0, 1 << 10, 0, 5 << 4 | 5] }
+        TableHardware::ArmSmmu3 { idr: [0x0000_001e, 20 << 6 | 32, 0, 1 << 10, 0, 5 << 4 | 5] }
     }
 }
 

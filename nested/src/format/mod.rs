@@ -51,6 +51,16 @@ pub trait Format: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Bits of a PASID that the guest can use for a device.
+    fn pasid_bits(&self, info: &HwInfo) -> u8 {
+        info.pasid_bits
+    }
+
+    /// Whether the kernel hands page requests of PCI devices on.
+    fn has_page_requests(&self, _: &HwInfo) -> bool {
+        false
+    }
+
     /// The hardware as a guest may know it, for a device that has ATS or not.
     fn told(&self, info: &HwInfo, ats: bool) -> TableHardware;
 }

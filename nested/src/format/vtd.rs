@@ -5,10 +5,12 @@
 //! The host's kernel owns the PASID table and does what has to be done to it, and to the caches of devices. To read first:
 //! "PASID Table Entry" in Intel's specification of VT-d, and `struct iommu_hwpt_vtd_s1` in `linux/iommufd.h`.
 
+use std::mem::offset_of;
+
 use iommufd_bindings::{
     iommu_hw_info_type_IOMMU_HW_INFO_TYPE_INTEL_VTD, iommu_hwpt_data_type_IOMMU_HWPT_DATA_VTD_S1,
-    iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
-    iommu_hwpt_vtd_s1_invalidate_flags_IOMMU_VTD_INV_FLAGS_LEAF,
+    iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1, iommu_hwpt_vtd_s1,
+    iommu_hwpt_vtd_s1_invalidate, iommu_hwpt_vtd_s1_invalidate_flags_IOMMU_VTD_INV_FLAGS_LEAF,
 };
 use rustix::io::Errno;
 use viommu_core::{Invalidation, Pasid, Scope, Table, TableHardware};
@@ -45,6 +47,16 @@ struct Data {
     address_bits: u32,
     reserved: u32,
 }
+
+// The kernel's own structures, whose bytes safe code cannot have.
+const _: () = {
+    assert!(size_of::<VtdEntry>() == size_of::<iommu_hwpt_vtd_s1_invalidate>());
+    assert!(offset_of!(VtdEntry, pages) == offset_of!(iommu_hwpt_vtd_s1_invalidate, npages));
+    assert!(offset_of!(VtdEntry, flags) == offset_of!(iommu_hwpt_vtd_s1_invalidate, flags));
+    assert!(size_of::<Data>() == size_of::<iommu_hwpt_vtd_s1>());
+    assert!(offset_of!(Data, root) == offset_of!(iommu_hwpt_vtd_s1, pgtbl_addr));
+    assert!(offset_of!(Data, address_bits) == offset_of!(iommu_hwpt_vtd_s1, addr_width));
+};
 
 const PAGE_SHIFT: u8 = 12;
 
@@ -110,6 +122,10 @@ impl Format for Vtd {
         if is_nothing { Vec::new() } else { vec![Entries::of(data_type, &[VtdEntry::of(invalidation)])] }
     }
 
+    fn has_page_requests(&self, info: &HwInfo) -> bool {
+        u64::from(info.word(16)) & ECAP_PAGE_REQUESTS != 0
+    }
+
     fn told(&self, info: &HwInfo, ats: bool) -> TableHardware {
         let (cap, ecap) = told(info, ats);
         TableHardware::IntelVtd { flags: info.word(0), cap, ecap }
@@ -123,7 +139,7 @@ const ECAP_PAGE_REQUESTS: u64 = 1 << 29;
 const ECAP_PASID: u64 = 1 << 40;
 
 /// The registers as they are for a device, and as a guest may know them.
-pub(super) fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
+fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
     let word = |offset| u64::from(info.word(offset)) | u64::from(info.word(offset + 4)) << 32;
     let mut hidden = ECAP_NESTING;
     if !ats {
@@ -133,11 +149,6 @@ pub(super) fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
         hidden |= ECAP_PASID;
     }
     (word(8), word(16) & !hidden)
-}
-
-/// Whether the IOMMU can hand page requests on.
-pub(super) fn has_page_requests(info: &HwInfo) -> bool {
-    u64::from(info.word(16)) & ECAP_PAGE_REQUESTS != 0
 }
 
 /// Whether the device can have a PASID. The kernel does not say if it cannot have any.
@@ -223,8 +234,8 @@ mod tests {
         assert_eq!(of(20, true), told(!(1 << 26)));
         assert_eq!(of(0, true), told(!(1 << 26 | 1 << 40)));
         assert_eq!(of(20, false), told(!(1 << 26 | 1 << 29 | 1 << 2)));
-        assert!(has_page_requests(&info(0, words)));
-        assert!(!has_page_requests(&super::tests::info(0, 0)));
+        assert!(Vtd.has_page_requests(&info(0, words)));
+        assert!(!Vtd.has_page_requests(&super::tests::info(0, 0)));
     }
 
     #[test]

@@ -8,9 +8,25 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::device::{DeviceId, HwInfo};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::{Description, FORMATS, Format, Nesting};
-use crate::object::{FaultQueue, Hwpt, HwptFlags, Ioas, NestedParent, Vdevice, Veventq, Viommu};
+use crate::object::{Context, FaultQueue, Hwpt, HwptFlags, Ioas, NestedParent, Vdevice, Veventq, Viommu};
+
+/// What the kernel tells of a device's IOMMU, if tables of a guest can be nested there. Takes as long as page tables for
+/// nothing at all.
+///
+/// # Errors
+/// Of `IOMMU_GET_HW_INFO`, `IOMMU_HWPT_ALLOC` and `IOMMU_VIOMMU_ALLOC`; not for want of nesting.
+pub fn nesting_of(context: &Arc<Context>, device: DeviceId) -> Result<Option<HwInfo>> {
+    let info = HwInfo::of(context, device)?;
+    let Some(format) = FORMATS.iter().find(|format| format.hardware() == info.data_type) else {
+        return Ok(None);
+    };
+    match Base::new(device, &Ioas::new(context)?, *format, &info) {
+        Err(error) if error.errno() == Errno::OPNOTSUPP => Ok(None),
+        tried => tried.map(|_| Some(info)),
+    }
+}
 
 /// The guest's share of one IOMMU.
 #[derive(Debug)]
@@ -83,7 +99,9 @@ impl Base {
 
     /// Whether devices with this hardware and such tables may have a seat: what else there is to it, the kernel says.
     pub(super) fn suits(&self, format: &dyn Format, info: &HwInfo) -> bool {
-        self.format.nesting() == format.nesting() && self.info == *info
+        let is_one_kind = self.info.data_type == info.data_type && self.info.data == info.data;
+        let is_made_alike = pasid_flag(self.format, &self.info) == pasid_flag(format, info);
+        is_one_kind && is_made_alike && self.format.nesting() == format.nesting()
     }
 
     /// Takes a device in, under the guest's number.
@@ -114,21 +132,6 @@ impl Base {
     pub(super) fn source(&self) -> Option<impl AsFd> {
         self.events.as_ref().map(AsFd::as_fd)
     }
-}
-
-/// Finds out whether the kernel nests tables of a guest's over `memory` for a device behind this IOMMU, by trying. Nothing
-/// of it is left.
-///
-/// # Errors
-/// EOPNOTSUPP when it does not: the IOMMU cannot, or the kernel is too old. Of `IOMMU_HWPT_ALLOC` and
-/// `IOMMU_VIOMMU_ALLOC`.
-pub fn try_nesting(device: DeviceId, memory: &Arc<Ioas>, info: &HwInfo) -> Result<()> {
-    let format = FORMATS.iter().find(|format| format.hardware() == info.data_type);
-    let format = format.ok_or_else(|| {
-        let about = format_args!("device {device}, behind an IOMMU of kind {}", info.data_type);
-        Error::of_call("IOMMU_HWPT_ALLOC", Errno::OPNOTSUPP, about)
-    })?;
-    Base::new(device, memory, *format, info).map(drop)
 }
 
 /// A PASID can have a table only if the device's own can have one beside it.

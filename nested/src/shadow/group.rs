@@ -54,14 +54,13 @@ impl<D: Attach> Shadow<D> {
         Ok(())
     }
 
-    /// Takes note of where the kernel has a device now. What it asked for under a table of the guest is answered.
+    /// Takes note of where the kernel has a device now.
     fn followed(&mut self, id: EndpointId, table: Option<PageTable>, reach: Reach) {
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             endpoint.device.followed(table);
             endpoint.tables.remove(&None);
             endpoint.reach = reach;
         }
-        self.end_requests(id, None);
     }
 
     pub(super) fn is_kept_by_group(&self, endpoint: EndpointId) -> bool {

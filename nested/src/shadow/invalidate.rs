@@ -2,6 +2,7 @@
 
 //! Invalidations of a domain's tables: to every vIOMMU that has a device of the domain, or to each of its page tables.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use viommu_core::{DomainId, Invalidation};
@@ -64,17 +65,16 @@ impl<D: Attach> Shadow<D> {
 
     /// Of the page tables that are concerned, each once.
     fn invalidate_tables(&self, base: &Arc<Base>, domain: DomainId, invalidation: &Invalidation) -> Done {
-        let mut concerned: Vec<&Arc<Hwpt>> = Vec::new();
+        let mut concerned: BTreeMap<u32, &Arc<Hwpt>> = BTreeMap::new();
         let endpoints = self.endpoints.values().filter(|endpoint| endpoint.is_over(base));
         for (pasid, placed) in endpoints.flat_map(|endpoint| &endpoint.tables) {
-            let is_concerned = placed.domain == domain && format::concerns(invalidation, *pasid);
-            if is_concerned && !concerned.iter().any(|other| Arc::ptr_eq(other, &placed.hwpt)) {
-                concerned.push(&placed.hwpt);
+            if placed.domain == domain && format::concerns(invalidation, *pasid) {
+                concerned.insert(placed.hwpt.id(), &placed.hwpt);
             }
         }
         let batches = base.format().entries(base.info(), invalidation, &[]);
         concerned
-            .into_iter()
+            .into_values()
             .try_for_each(|hwpt| repeat(base, &batches, |entries| hwpt.invalidate_entries(entries)))
     }
 }

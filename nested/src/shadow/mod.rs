@@ -38,12 +38,11 @@ use crate::error::{Error, Result};
 use crate::object::{Context, FaultQueue, PageTable};
 
 use base::{Base, Seat};
-use notices::Waiting;
 use space::Space;
 use tables::Placed;
 
 pub use apply::{Goal, Known};
-pub use base::try_nesting;
+pub use base::nesting_of;
 pub use memory::{GuestMemory, Lasting, MemoryRegion};
 pub use notices::Notice;
 
@@ -61,7 +60,8 @@ pub struct Shadow<D> {
     faults: Option<Arc<FaultQueue>>,
     /// An epoll instance: readable when a queue is.
     sources: OwnedFd,
-    waiting: BTreeMap<u64, Waiting>,
+    /// The kernel's numbers of requests for pages that wait for an answer.
+    waiting: BTreeMap<u64, u32>,
     next_cookie: u64,
 }
 
@@ -155,7 +155,6 @@ impl<D: Attach> Shadow<D> {
                 log::error!("{endpoint}: its device is let go of, and may reach what it did: {error}");
             }
         }
-        self.end_all_requests(endpoint);
         others.into_iter().for_each(|other| self.block_follower(other));
         self.forget_unused();
         Some(removed.device.into_device())

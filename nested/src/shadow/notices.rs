@@ -3,7 +3,7 @@
 //! What the kernel tells of devices under tables of the guest, and the answers to what they ask for.
 //!
 //! Every request for a page is answered once: by the caller; by the kernel when what it was made under is replaced or
-//! detached; or here, when nobody else knows of it.
+//! detached, after which the caller's answer is none; or here, when the device is nobody's any more.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -37,16 +37,6 @@ pub enum Notice {
     Lost(EndpointId),
 }
 
-/// A group of requests that waits for its answer.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    endpoint: EndpointId,
-    /// Whose table it was made under.
-    under: Option<Pasid>,
-    /// The kernel's number of it, which it gives anew after the answer.
-    cookie: u32,
-}
-
 impl<D: Attach> Shadow<D> {
     /// Has requests for pages of an endpoint's device told, for tables that are attached from now on. The kernel attaches
     /// none then to a device that makes no such requests.
@@ -73,7 +63,7 @@ impl<D: Attach> Shadow<D> {
                 Some(endpoint) => {
                     let to = RequestGroup { endpoint, pasid: first.pasid.map(Pasid), group: first.group };
                     let pages = group.iter().map(page).collect();
-                    notices.push(Notice::Pages { to, cookie: self.keep(endpoint, first), pages });
+                    notices.push(Notice::Pages { to, cookie: self.keep(first.cookie), pages });
                 }
                 None => answer(&faults, first.cookie, PageResponseCode::Invalid).unwrap_or_else(|error| {
                     log::error!("device {}: {error}", first.device);
@@ -95,29 +85,9 @@ impl<D: Attach> Shadow<D> {
             // The kernel knows no third one.
             ResponseCode::Invalid | ResponseCode::Failure => PageResponseCode::Invalid,
         };
-        answer(faults, waiting.cookie, code)?;
+        answer(faults, *waiting, code)?;
         self.waiting.remove(&cookie);
         Ok(())
-    }
-
-    /// Forgets whatever an endpoint has asked for.
-    pub(super) fn end_all_requests(&mut self, endpoint: EndpointId) {
-        let of_it = self.waiting.values().filter(|waiting| waiting.endpoint == endpoint);
-        let under: Vec<Option<Pasid>> = of_it.map(|waiting| waiting.under).collect();
-        under.into_iter().for_each(|under| self.end_requests(endpoint, under));
-    }
-
-    /// Forgets what was asked for under a table that an endpoint, or a PASID, does not have any more. The kernel has
-    /// answered it, or it was made under another one and nobody waits for it but the device.
-    pub(super) fn end_requests(&mut self, endpoint: EndpointId, under: Option<Pasid>) {
-        let Some(faults) = &self.faults else { return };
-        self.waiting.retain(|_, waiting| {
-            let is_over = waiting.endpoint == endpoint && waiting.under == under;
-            if is_over && let Err(error) = answer(faults, waiting.cookie, PageResponseCode::Invalid) {
-                log::error!("{endpoint}: {error}");
-            }
-            !is_over
-        });
     }
 
     /// Where page requests of an endpoint's device go, if they are told. The first one makes it.
@@ -165,17 +135,12 @@ impl<D: Attach> Shadow<D> {
         found.map(|(id, _)| *id)
     }
 
-    /// Takes note of a group; by what the caller knows it.
-    fn keep(&mut self, endpoint: EndpointId, request: &PageRequest) -> u64 {
-        let device = self.endpoints.get(&endpoint).map(|endpoint| &endpoint.device);
-        // The kernel has requests of other PASIDs come under the table of the device itself.
-        let under =
-            request.pasid.filter(|pasid| device.is_some_and(|device| device.table(Some(*pasid)).is_some()));
+    /// Takes note of a group by the kernel's number of it; the number for the caller.
+    fn keep(&mut self, cookie: u32) -> u64 {
         // The kernel has answered what had this number before.
-        self.waiting.retain(|_, waiting| waiting.cookie != request.cookie);
+        self.waiting.retain(|_, waiting| *waiting != cookie);
         self.next_cookie = self.next_cookie.wrapping_add(1);
-        let waiting = Waiting { endpoint, under: under.map(Pasid), cookie: request.cookie };
-        self.waiting.insert(self.next_cookie, waiting);
+        self.waiting.insert(self.next_cookie, cookie);
         self.next_cookie
     }
 }

@@ -90,10 +90,9 @@ impl<D: Attach> Shadow<D> {
     pub fn detach_pasid(&mut self, endpoint: EndpointId, pasid: Pasid) -> Result<()> {
         let Some(found) = self.endpoints.get_mut(&endpoint) else { return Ok(()) };
         if found.device.table(Some(pasid.0)).is_some() {
-            found.device.detach(Some(pasid.0))?;
+            found.device.detach_if_bound(Some(pasid.0))?;
         }
         found.tables.remove(&Some(pasid));
-        self.end_requests(endpoint, Some(pasid));
         Ok(())
     }
 
@@ -128,9 +127,8 @@ impl<D: Attach> Shadow<D> {
     /// Takes tables of an earlier life from PASIDs, before the endpoint gets anything new.
     pub(super) fn detach_stale(&mut self, endpoint: EndpointId) -> Result<()> {
         let Some(found) = self.endpoints.get(&endpoint) else { return Ok(()) };
-        let stale: Vec<Pasid> = found.device.pasids().map(Pasid).collect();
-        let mut stale = stale.into_iter().filter(|pasid| !found.tables.contains_key(&Some(*pasid)));
-        let stale: Vec<Pasid> = stale.by_ref().collect();
+        let has_table = |pasid: &Pasid| found.tables.contains_key(&Some(*pasid));
+        let stale: Vec<Pasid> = found.device.pasids().map(Pasid).filter(|pasid| !has_table(pasid)).collect();
         stale.into_iter().try_for_each(|pasid| self.detach_pasid(endpoint, pasid))
     }
 
@@ -276,7 +274,6 @@ impl<D: Attach> Shadow<D> {
         let Some(endpoint) = self.endpoints.get_mut(&plan.endpoint) else { return Ok(()) };
         endpoint.device.attach(PageTable::Hwpt(placed.hwpt.clone()), Some(pasid.0))?;
         endpoint.tables.insert(Some(pasid), placed.clone());
-        self.end_requests(plan.endpoint, Some(pasid));
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 //! Devices behind an SMMUv3, given to VFIO: `scripts/test l1` runs this in a host that has them.
 //!
 //! `EDU` and `EDU_BEHIND_PORT` name QEMU's `edu` on the root complex and behind a root port, `TESTDEV` its
-//! `iommu-testdev`, by their names in `/dev/vfio/devices`. One test at a time: each takes a device for itself.
+//! `iommu-testdev`, `PAIR` two of these that share a group, by their names in `/dev/vfio/devices`. One test at a time: each
+//! takes a device for itself.
 
 mod dma;
 mod guest;
@@ -29,9 +30,13 @@ const MSI_WINDOW: u64 = 0x800_0000;
 const IOVA: u64 = 0x10_0000;
 const PAGE: u64 = 4096;
 
+fn paths(variable: &str) -> Vec<PathBuf> {
+    let names = env::var(variable).unwrap_or_else(|_| panic!("{variable} names no device of VFIO"));
+    names.split_whitespace().map(|name| Path::new("/dev/vfio/devices").join(name)).collect()
+}
+
 fn path(variable: &str) -> PathBuf {
-    let name = env::var(variable).unwrap_or_else(|_| panic!("{variable} names no device of VFIO"));
-    Path::new("/dev/vfio/devices").join(name)
+    paths(variable).remove(0)
 }
 
 fn context() -> Arc<Context> {

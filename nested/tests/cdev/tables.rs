@@ -9,7 +9,7 @@ use viommu_core::{
     TableFault, TableFaultReason,
 };
 use viommu_nested::format::{HostFacts, TableFacts};
-use viommu_nested::shadow::{Known, MemoryRegion, Notice, Reach, Shadow};
+use viommu_nested::shadow::{Known, MemoryRegion, Notice, Reach, Shadow, nesting_of};
 use viommu_nested::{Attach, DeviceId};
 
 use super::guest::{Allows, BLOCKS, GPA, Memory, PAGES, stage_1};
@@ -17,6 +17,7 @@ use super::testdev::Testdev;
 use super::*;
 
 const ENDPOINT: EndpointId = EndpointId(0x10);
+const OTHER: EndpointId = EndpointId(0x11);
 const DOMAIN: DomainId = DomainId(1);
 const ASID: u16 = 7;
 /// Where blocks are.
@@ -24,11 +25,35 @@ const HIGH: u64 = 0x7f00_0000_0000;
 
 /// A guest whose device is attached by the shadow, under a file of its own.
 struct Bed {
-    shadow: Shadow<Cdev>,
+    shadow: Shadow<Numbered>,
     testdev: Testdev,
+    /// One that shares its group.
+    other: Option<Testdev>,
     memory: Memory,
     descriptor: u64,
     root: u64,
+}
+
+/// A device whose number is known.
+#[derive(Debug)]
+struct Numbered(Cdev, DeviceId);
+
+impl Attach for Numbered {
+    fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
+        self.0.attach(table, pasid)
+    }
+
+    fn detach(&self, pasid: Option<u32>) -> Result<()> {
+        self.0.detach(pasid)
+    }
+
+    fn number(&self, _: &Arc<Context>) -> Result<DeviceId> {
+        Ok(self.1)
+    }
+
+    fn is_bound(&self) -> bool {
+        self.0.is_bound()
+    }
 }
 
 struct Nothing;
@@ -53,22 +78,29 @@ impl Known for Nothing {
 
 impl Bed {
     fn new() -> Bed {
+        Bed::of(Testdev::open(), None)
+    }
+
+    fn of(testdev: Testdev, other: Option<Testdev>) -> Bed {
         let context = context();
-        let testdev = Testdev::open();
-        testdev.device.bind(&context).expect("it binds");
         let file = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
         let range = Memory::range();
         ftruncate(&file, range.span() + 1).expect("its size");
         let mut shadow = Shadow::new(&context, None).expect("a shadow");
         let region = MemoryRegion { range, file: Some((file.as_fd(), 0)) };
         shadow.set_memory(&[region], &|_| None).expect("all of it");
-        let duplicate = testdev.file.try_clone().expect("a duplicate");
-        shadow.add(ENDPOINT, Cdev::adopt(duplicate.into()), None);
+        for (endpoint, testdev) in [ENDPOINT, OTHER].into_iter().zip([Some(&testdev), other.as_ref()]) {
+            let Some(testdev) = testdev else { continue };
+            let number = testdev.device.bind(&context).expect("it binds");
+            let duplicate = Cdev::adopt(testdev.file.try_clone().expect("a duplicate").into());
+            // Nothing resets them, and so nothing tells their numbers apart.
+            shadow.add(endpoint, Numbered(duplicate, number), other.is_some().then_some(7));
+        }
         let region = MmapRegion::from_file(FileOffset::new(File::from(file), 0), range.span() as usize + 1);
         let memory = Memory::of(region.expect("it maps"));
         let (descriptor, root) = (memory.table(), memory.table());
         memory.describe(descriptor, root, ASID.into());
-        Bed { shadow, testdev, memory, descriptor, root }
+        Bed { shadow, testdev, other, memory, descriptor, root }
     }
 
     /// With its own table.
@@ -83,8 +115,12 @@ impl Bed {
     }
 
     fn attach(&mut self, ste: [u64; 2]) -> Result<()> {
+        self.attach_to(ENDPOINT, ste)
+    }
+
+    fn attach_to(&mut self, endpoint: EndpointId, ste: [u64; 2]) -> Result<()> {
         let table = Table::ArmSmmu3 { ste };
-        self.apply(Change::AttachTable { endpoint: ENDPOINT, pasid: None, from: None, to: DOMAIN, table })
+        self.apply(Change::AttachTable { endpoint, pasid: None, from: None, to: DOMAIN, table })
     }
 
     fn map(&self, iova: u64, page: u64) {
@@ -282,7 +318,7 @@ fn a_table_lingers_after_a_reset_and_goes_when_the_device_does() {
     bed.attach(stage_1(bed.descriptor)).expect("it is attached");
     assert_eq!(bed.written(IOVA), Some([true, false]));
     let context = bed.shadow.context().clone();
-    drop(bed.shadow.remove(ENDPOINT));
+    let number = bed.shadow.remove(ENDPOINT).expect("its device").1;
     assert_eq!(bed.written(IOVA), None);
     // The memory's address space and the device, which the test has still.
     let free = [1, 2, 3].into_iter().filter(|number| {
@@ -291,9 +327,37 @@ fn a_table_lingers_after_a_reset_and_goes_when_the_device_does() {
     });
     assert_eq!(free.collect::<Vec<_>>(), [3], "all else is gone");
     let duplicate = bed.testdev.file.try_clone().expect("a duplicate");
-    bed.shadow.add(ENDPOINT, Cdev::adopt(duplicate.into()), None);
+    bed.shadow.add(ENDPOINT, Numbered(Cdev::adopt(duplicate.into()), number), None);
     bed.attach(stage_1(bed.descriptor)).expect("it has a number again");
     assert_eq!(bed.written(IOVA), Some([true, false]));
+}
+
+/// Each has a StreamID of its own, by which its cached descriptor is known.
+#[test]
+fn devices_of_a_group_use_one_table_and_are_told_of_its_changes() {
+    let [testdev, other] = Testdev::open_pair();
+    let mut bed = Bed::of(testdev, Some(other));
+    bed.map(IOVA, PAGES[0]);
+    bed.attach(stage_1(bed.descriptor)).expect("it is attached, and the other with it");
+    let written = |bed: &Bed| {
+        let other = bed.other.as_ref().expect("two devices");
+        [&bed.testdev, other].map(|testdev| bed.memory.written(testdev, IOVA, PAGES))
+    };
+    assert_eq!(written(&bed), [Some([true, false]); 2]);
+    let root = bed.memory.table();
+    bed.memory.map(root, IOVA, PAGES[1], Allows::All);
+    bed.memory.describe(bed.descriptor, root, u64::from(ASID) + 1);
+    assert_eq!(written(&bed), [Some([true, false]); 2]);
+    bed.invalidate(Scope::Domain, Caches::PASID, None);
+    assert_eq!(written(&bed), [Some([false, true]); 2]);
+    bed.attach_to(OTHER, stage_1(bed.descriptor)).expect("it is there");
+    bed.apply(Change::Detach { endpoint: ENDPOINT, from: DOMAIN }).expect("it leaves");
+    assert_eq!(written(&bed), [Some([false, true]); 2], "the other stays");
+    let left = bed.shadow.remove(ENDPOINT).expect("its device");
+    drop((left, std::mem::replace(&mut bed.testdev, bed.other.take().expect("two devices"))));
+    assert_eq!(bed.written(IOVA), Some([false, true]), "the other stays");
+    bed.apply(Change::Detach { endpoint: OTHER, from: DOMAIN }).expect("it leaves");
+    assert_eq!(bed.written(IOVA), None);
 }
 
 #[test]
@@ -317,7 +381,8 @@ fn what_the_guest_is_told_is_what_the_hardware_is() {
     let context = context();
     let testdev = Testdev::open();
     let number = testdev.device.bind(&context).expect("it binds");
-    let info = HwInfo::of(&context, number).expect("it is told");
+    let info = nesting_of(&context, number).expect("it is told").expect("it nests");
+    assert_eq!(HwInfo::of(&context, number), Ok(info.clone()));
     let host = HostFacts::of(&testdev.device, false, true).expect("a PCI device");
     assert_eq!((host.ats, host.pri), (false, false));
     let facts = TableFacts::of(&info, &host).expect("it has tables");

@@ -3,11 +3,12 @@
 //! QEMU's `iommu-testdev`: does the DMA that it is told to, at once.
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use rustix::io::{pread, pwrite};
 use viommu_nested::Cdev;
 
-use super::path;
+use super::{path, paths};
 
 /// What `iommu-testdev` writes.
 pub const PATTERN: u32 = 0x1234_5678;
@@ -22,7 +23,17 @@ pub struct Testdev {
 
 impl Testdev {
     pub fn open() -> Testdev {
-        let file = File::options().read(true).write(true).open(path("TESTDEV")).expect("it opens");
+        Testdev::at(&path("TESTDEV"))
+    }
+
+    /// Two that share a group.
+    pub fn open_pair() -> [Testdev; 2] {
+        let paths: [PathBuf; 2] = paths("PAIR").try_into().expect("two of them");
+        paths.map(|path| Testdev::at(&path))
+    }
+
+    fn at(path: &Path) -> Testdev {
+        let file = File::options().read(true).write(true).open(path).expect("it opens");
         Testdev { device: Cdev::adopt(file.try_clone().expect("a duplicate").into()), file }
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use viommu_core::{PageRequest, Pasid, RequestGroup, ResponseCode, TableAccess};
+use viommu_nested::Attach;
 use viommu_nested::shadow::Notice;
 
 use super::tables::{DOMAIN, ONE, OTHER, TableBed, in_viommu, on_parent};
@@ -67,7 +68,7 @@ impl TableBed {
         poll(&mut [PollFd::from_borrowed_fd(self.shadow.sources(), PollFlags::IN)], Some(&now)) == Ok(1)
     }
 
-    /// What there is to tell; something, if there should be.
+    /// What there is to tell now; something, if it is said so.
     fn notices(&mut self) -> Vec<Notice> {
         let has_some = self.has_notices();
         let mut notices = Vec::new();
@@ -76,14 +77,20 @@ impl TableBed {
         notices
     }
 
+    /// What there is to tell once the mock has handed it to the kernel's own thread, and that to the queue.
+    fn arrived(&mut self) -> Vec<Notice> {
+        let within = Timespec { tv_sec: 10, tv_nsec: 0 };
+        let mut sources = [PollFd::from_borrowed_fd(self.shadow.sources(), PollFlags::IN)];
+        assert_eq!(poll(&mut sources, Some(&within)), Ok(1), "nothing arrives");
+        let mut notices = Vec::new();
+        self.shadow.read_notices(&mut notices).expect("it reads");
+        notices
+    }
+
     fn ask(&mut self, pasid: Option<Pasid>, group: u32) -> u64 {
         let number = pasid.map_or(0, |pasid| pasid.0);
         self.mock(ONE).request_page(number, group, 3, 0xdead_b000).expect("it is raised");
-        // The mock hands it to a thread of the kernel.
-        let within = Timespec { tv_sec: 10, tv_nsec: 0 };
-        poll(&mut [PollFd::from_borrowed_fd(self.shadow.sources(), PollFlags::IN)], Some(&within))
-            .expect("it waits");
-        let notices = self.notices();
+        let notices = self.arrived();
         let [Notice::Pages { to, cookie, pages }] = &notices[..] else { panic!("{notices:?}") };
         assert_eq!(*to, RequestGroup { endpoint: ONE, pasid, group });
         let access = TableAccess::READ | TableAccess::WRITE;
@@ -151,15 +158,43 @@ fn a_late_answer_is_no_answer_to_another_request() {
     assert_eq!(answers.take(), []);
 }
 
+/// As above, and nobody here knows that the kernel has answered.
+#[test]
+fn an_answer_after_the_vmm_moved_the_device_is_no_answer_to_another_request() {
+    let mut bed = TableBed::asking();
+    let answers = Answers::begin();
+    let table = PageTable::Hwpt(bed.shadow.nested(ONE, None).expect("a table").clone());
+    let old = bed.ask(None, 1);
+    let elsewhere = PageTable::Auto(Ioas::new(bed.shadow.context()).expect("an address space"));
+    bed.mock(ONE).attach(&elsewhere, None).expect("the VMM takes it away");
+    bed.mock(ONE).attach(&table, None).expect("and gives it back");
+    assert_eq!(answers.take(), [(1, 1)], "by the kernel");
+    let next = bed.ask(None, 2);
+    bed.answer(old, ResponseCode::Success);
+    assert_eq!(answers.take(), []);
+    bed.answer(next, ResponseCode::Success);
+    assert_eq!(answers.take(), [(2, 0)]);
+}
+
+#[test]
+fn what_a_device_asks_for_that_nobody_has_any_more_is_answered() {
+    let mut bed = TableBed::asking();
+    let answers = Answers::begin();
+    bed.shadow.device(ONE).expect("its device").set_stuck(true);
+    let left = bed.shadow.remove(ONE).expect("its device");
+    left.mock().request_page(0, 9, 1, 0x1000).expect("it is raised");
+    assert_eq!(bed.arrived(), []);
+    assert_eq!(answers.take(), [(9, 1)]);
+    assert!(!bed.has_notices());
+}
+
 #[test]
 fn whoever_leaves_gets_an_answer_to_what_was_read_and_to_what_was_not() {
     let mut bed = TableBed::asking();
     let answers = Answers::begin();
     bed.ask(None, 1);
     bed.mock(ONE).request_page(0, 2, 1, 0x1000).expect("it is raised");
-    let within = Timespec { tv_sec: 10, tv_nsec: 0 };
-    poll(&mut [PollFd::from_borrowed_fd(bed.shadow.sources(), PollFlags::IN)], Some(&within))
-        .expect("it waits");
+    while !bed.has_notices() {}
     drop(bed.shadow.remove(ONE));
     let mut told = answers.take();
     told.sort_unstable();

@@ -405,16 +405,39 @@ fn a_group_has_one_table() {
     }
 }
 
-/// One that has left its context is in nobody's way.
+/// A device that leaves takes its number in the vIOMMU along, and the kernel refuses to hear of it.
 #[test]
 fn a_device_that_the_vmm_let_go_of_keeps_no_other_from_being_invalidated() {
     let mut bed = TableBed::new();
     for endpoint in ENDPOINTS {
         bed.attach(endpoint, None, in_viommu(1).0).expect("it is attached");
     }
+    bed.mock(ONE).leave().expect("it leaves");
+    let gone = bed.invalidate(addresses(2, 1));
+    assert_eq!(
+        (gone.map_err(|error| error.errno()), bed.device_slots(OTHER)),
+        (Err(Errno::INVAL), [true; 4])
+    );
     bed.shadow.device(ONE).expect("its device").set_bound(false);
     bed.invalidate(addresses(1, 1)).expect("it is done");
     assert_eq!(bed.device_slots(OTHER), [true, false, true, true]);
+    drop(bed.shadow.remove(ONE));
+    bed.invalidate(addresses(2, 1)).expect("it is done");
+    assert_eq!(bed.device_slots(OTHER), [true, false, false, true]);
+}
+
+#[test]
+fn a_device_that_the_vmm_let_go_of_has_no_pasids_to_take_away() {
+    let mut bed = TableBed::new();
+    bed.attach(ONE, None, on_parent(1).0).expect("it is attached");
+    for pasid in [PASID, Pasid(5)] {
+        bed.attach(ONE, Some(pasid), on_parent(2).0).expect("it is attached");
+    }
+    bed.shadow.device(ONE).expect("its device").set_bound(false);
+    bed.apply(Change::DetachPasid { endpoint: ONE, pasid: PASID, from: DOMAIN })
+        .expect("there is nothing to do");
+    bed.detach(ONE).expect("there is nothing to do");
+    assert!(bed.shadow.nested(ONE, Some(Pasid(5))).is_none());
 }
 
 /// What a bed is to look like.

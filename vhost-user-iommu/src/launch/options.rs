@@ -18,9 +18,10 @@ pub fn of_daemon(given: &ArgMatches, config: &Config) -> Vec<Word> {
         words.push(Word::ending_with("--fd=", File::Listener));
     }
     for (at, endpoint) in config.endpoints.iter().enumerate() {
-        if let EndpointKind::Vfio { .. } = endpoint.kind {
-            words
-                .push(Word::ending_with(format!("--endpoint={},vfio=fd:", endpoint.label), File::Device(at)));
+        if let EndpointKind::Vfio { pasid, .. } = endpoint.kind {
+            let pasid = if pasid { ",pasid=on" } else { "" };
+            let word = format!("--endpoint={}{pasid},vfio=fd:", endpoint.label);
+            words.push(Word::ending_with(word, File::Device(at)));
         }
     }
     if config.iommufd.is_some() || !files_to_share(config).is_empty() {
@@ -103,11 +104,11 @@ mod tests {
 
     #[test]
     fn numbers_are_passed_on_under_new_ones() {
-        let launch = launch("--fd 3 --iommufd 4 --endpoint 1,vfio=fd:5");
+        let launch = launch("--fd 3 --iommufd 4 --endpoint 1,vfio=fd:5,pasid=on");
         let words: Vec<String> = launch.daemon.iter().map(shown).collect();
         let expected = [
             "--fd=<listener>",
-            "--endpoint=1,vfio=fd:<device 0>",
+            "--endpoint=1,pasid=on,vfio=fd:<device 0>",
             "--iommufd=<iommufd>",
             "--exit-with=<pipe>",
         ];

@@ -17,8 +17,8 @@ use rustix::io::Errno;
 use viommu_core::{IovaRange, ReservedKind, ReservedRegion};
 use viommu_nested::format::{HostFacts, TableFacts};
 use viommu_nested::object::{Context, Ioas, IovaRanges, PageTable};
-use viommu_nested::shadow::try_nesting;
-use viommu_nested::{Attached, Cdev, Error, HwInfo};
+use viommu_nested::shadow::nesting_of;
+use viommu_nested::{Attached, Cdev, Error};
 
 use crate::usage_error::UsageError;
 
@@ -167,12 +167,12 @@ fn try_out(
     let context = Context::adopt(anew(iommufd)?).map_err(|_| Untried::Opening(Errno::NOTTY))?;
     let device = Cdev::adopt(anew(cdev)?);
     let number = device.bind(&context).map_err(Untried::Binding)?;
-    let info = HwInfo::of(&context, number).map_err(Untried::Attaching)?;
     let host = HostFacts::of(&device, folder.join("physfn").exists(), is_alone(folder));
     let space = Ioas::new(&context).map_err(Untried::Attaching)?;
-    let tables = match try_nesting(number, &space, &info) {
-        Ok(()) => host.map(|host| TableFacts::of(&info, &host)).unwrap_or_default(),
-        Err(error) => {
+    // Only table mode needs them, which says so if there are none.
+    let tables = match (nesting_of(&context, number), host) {
+        (Ok(info), Ok(host)) => info.and_then(|info| TableFacts::of(&info, &host)),
+        (Err(error), _) | (_, Err(error)) => {
             debug!("no tables of a guest's: {error}");
             None
         }

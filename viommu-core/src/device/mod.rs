@@ -156,6 +156,10 @@ impl Device {
     /// Takes the features that the driver accepted; bits of other meaning are ignored.
     pub fn negotiate(&mut self, features: u64) {
         self.negotiated = self.config.mode.accepted(features);
+        if !self.negotiated.contains(Features::ATTACH_TABLE) {
+            self.end_requests(|_| true);
+            self.events.forget_tables();
+        }
     }
 
     /// Says which IOVAs `endpoint` cannot have mapped. Mappings that exist stay.
