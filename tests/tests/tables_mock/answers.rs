@@ -3,12 +3,17 @@
 //! What the mock driver gets as answers to page requests, whoever gives them: the daemon, or the kernel when it takes a
 //! table away. The kernel's trace of the function that receives them.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags, open};
 
 /// All answers from a moment on.
 #[derive(Debug)]
 pub struct Answers {
+    /// Whoever reads it takes what there is.
+    trace: File,
     hits_before: u64,
 }
 
@@ -35,7 +40,9 @@ impl Answers {
         }
         fs::write(file("events/kprobes/answer/enable"), "1").expect("it begins");
         fs::write(file("trace"), "").expect("it is empty");
-        Answers { hits_before: hits() }
+        let trace =
+            open(file("trace_pipe"), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+        Answers { trace: trace.expect("it opens").into(), hits_before: hits() }
     }
 
     /// How many there were, be they taken or not.
@@ -45,8 +52,10 @@ impl Answers {
 
     /// Those since the last time, in order of their groups.
     pub fn take(&self) -> Vec<Answer> {
-        let text = fs::read_to_string(file("trace")).expect("a trace");
-        fs::write(file("trace"), "").expect("it is empty");
+        let mut bytes = Vec::new();
+        // Its end is an error: there may be more later.
+        let _ = (&self.trace).read_to_end(&mut bytes);
+        let text = String::from_utf8(bytes).expect("text");
         let mut answers: Vec<Answer> = text.lines().filter_map(answer).collect();
         answers.sort_unstable();
         answers

@@ -166,6 +166,19 @@ fn a_device_that_is_bound_late_gets_its_tables_then() {
     bed.assert_at(ONE, Some(5), 2);
 }
 
+/// Its PASIDs have tables, and it has none itself.
+#[test]
+fn a_device_that_is_bound_late_gets_its_pasids_beside_a_bypass_domain() {
+    let mut bed = Bed::new(&Made::default());
+    bed.device(ONE).member().set_bound(false);
+    assert_eq!(bed.send(attach_bypass(9, ONE)), OK);
+    assert_eq!(bed.attach_pasid(1, ONE, 5, 2), OK);
+    bed.device(ONE).member().set_bound(true);
+    crate::bed::eventually("it is attached", || bed.device(ONE).hwpt(Some(5)).is_some());
+    bed.assert_at(ONE, Some(5), 2);
+    assert!(bed.has_memory(ONE));
+}
+
 #[test]
 fn nothing_is_left_when_the_vmm_is_gone() {
     for hardware in BOTH {

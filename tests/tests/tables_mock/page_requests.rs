@@ -8,7 +8,7 @@ use viommu_core::wire::{PAGE_RESP_FAILURE, PAGE_RESP_INVALID, PAGE_RESP_SUCCESS,
 use viommu_tests::model::request::page_response;
 
 use crate::answers::{INVALID, SUCCESS};
-use crate::bed::{Bed, Hardware, INVAL, Made, NOENT, OK, ONE, OTHER, eventually, request_event};
+use crate::bed::{Bed, Hardware, INVAL, Made, NOENT, OK, ONE, OTHER, request_event};
 use crate::guest::EVENT;
 
 #[test]
@@ -193,17 +193,18 @@ fn a_request_that_does_not_fit_into_a_buffer_is_answered_by_the_device() {
     bed.answered(&[(5, SUCCESS)]);
 }
 
-/// Whoever has accepted no such feature has no tables; a device without a driver has none either.
+/// The kernel answers them by itself.
 #[test]
-fn requests_under_what_the_vmm_has_attached_are_none_of_the_guests() {
+fn requests_under_no_table_of_the_guests_are_none_of_its() {
     let mut bed = Bed::new(&Made::default());
     bed.guest().lend(8, EVENT);
-    let asked = bed.device(ONE).mock().request_page(0, 1, 1, 0x1000);
-    assert!(asked.is_err(), "nobody would answer it, so the kernel does not take it");
-    assert_eq!(bed.attach(1, ONE, 1), OK);
-    bed.ask_and_be_told(ONE, None, 1);
-    assert_eq!(bed.detach(1, ONE), OK);
+    bed.ask(ONE, 0, 1);
     bed.answered(&[(1, INVALID)]);
-    assert!(bed.device(ONE).mock().request_page(0, 2, 1, 0x1000).is_err());
-    eventually("nothing more is answered", || bed.answers.count() >= bed.asked());
+    assert_eq!(bed.attach(1, ONE, 1), OK);
+    bed.ask_and_be_told(ONE, None, 2);
+    assert_eq!(bed.detach(1, ONE), OK);
+    bed.answered(&[(2, INVALID)]);
+    bed.ask(ONE, 0, 3);
+    bed.answered(&[(3, INVALID)]);
+    bed.guest().no_event();
 }
