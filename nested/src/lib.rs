@@ -7,7 +7,7 @@
 //! | `uapi`   | the kernel's structures, and the one call that hands them over             |
 //! | [`object`] | owners of what lives in a context, destroyed in the reverse of their order |
 //! | [`device`] | devices: bound to a context, attached to page tables                       |
-//! | [`format`] | vendors' stage-1 tables: what iommufd wants of them, and what it says of them |
+//! | [`mod@format`] | vendors' stage-1 tables: what iommufd wants of them, and what it says of them |
 //! | [`shadow`] | a guest's domains as address spaces, which follow their mappings, or as its own tables |
 //!
 //! Knows no wire format of virtio. Read `Documentation/userspace-api/iommufd.rst` of the kernel first.

@@ -62,11 +62,9 @@ impl PageRequests {
         self.outstanding.values().map(|group| group.pages).sum()
     }
 
-    /// The driver has answered, unless the group's number is in use anew.
-    pub(crate) fn answered(&mut self, group: &RequestGroup, cookie: u64) {
-        if self.cookie(group) == Some(cookie) {
-            self.outstanding.remove(group);
-        }
+    /// The driver has answered; false if the group's number is in use anew.
+    pub(crate) fn answered(&mut self, group: &RequestGroup, cookie: u64) -> bool {
+        self.cookie(group) == Some(cookie) && self.outstanding.remove(group).is_some()
     }
 
     /// Answers a group that never waited.

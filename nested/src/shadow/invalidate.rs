@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use viommu_core::{DomainId, Invalidation};
+use viommu_core::{Caches, DomainId, Invalidation, Scope};
 
 use crate::device::Attach;
 use crate::error::Result;
@@ -32,6 +32,20 @@ impl<D: Attach> Shadow<D> {
             })?;
         }
         Ok(())
+    }
+
+    /// Has the IOMMU of a base forget all translations of the guest's tables, if devices in different domains share them
+    /// there: by the numbers of address spaces, which domains do not have each for themselves. What it knows of a device's
+    /// own goes with its attachment, which is the kernel's.
+    ///
+    /// # Errors
+    /// Of `IOMMU_HWPT_INVALIDATE`.
+    pub(super) fn invalidate_base(&self, base: &Base) -> Result<()> {
+        let Some(viommu) = base.viommu() else { return Ok(()) };
+        let all =
+            Invalidation { scope: Scope::Domain, caches: Caches::TLB, leaf: false, id: None, global: true };
+        let batches = base.format().entries(base.info(), &all, &[]);
+        repeat(base, &batches, |entries| viommu.invalidate_entries(entries)).map_err(|stopped| stopped.error)
     }
 
     /// Of a vIOMMU, by the devices in it.
@@ -84,5 +98,6 @@ type Done = std::result::Result<(), Invalidated>;
 /// Each batch as often as the hardware wants it.
 fn repeat(base: &Base, batches: &[Entries], mut invalidate: impl FnMut(&Entries) -> Done) -> Done {
     let repetitions = base.format().repetitions(base.info());
-    batches.iter().try_for_each(|entries| (0..repetitions).try_for_each(|_| invalidate(entries)))
+    let mut batches = batches.iter().filter(|entries| !entries.is_empty());
+    batches.try_for_each(|entries| (0..repetitions).try_for_each(|_| invalidate(entries)))
 }

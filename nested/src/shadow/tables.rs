@@ -48,7 +48,8 @@ impl<D: Attach> Shadow<D> {
     /// EFAULT when the table lies outside the guest's memory, EOPNOTSUPP when the hardware has none of this format,
     /// EINVAL when it cannot walk this one, another of the group uses another one, or the group has more than one device
     /// and this is for a PASID, ERANGE when the device cannot have this PASID; else those of
-    /// `IOMMU_HWPT_ALLOC`, `IOMMU_VIOMMU_ALLOC`, `IOMMU_VDEVICE_ALLOC` and [`Attach::attach`]. All is as it was then.
+    /// `IOMMU_HWPT_ALLOC`, `IOMMU_VIOMMU_ALLOC`, `IOMMU_VDEVICE_ALLOC`, `IOMMU_HWPT_INVALIDATE` and [`Attach::attach`]. All
+    /// is as it was then, but what lingers may reach nothing.
     pub fn attach_table(
         &mut self,
         endpoint: EndpointId,
@@ -213,6 +214,9 @@ impl<D: Attach> Shadow<D> {
         let seats = self.new_seats(base, plan)?;
         let faults = self.faults_for(plan.endpoint)?;
         let placed = self.place(base, plan, faults.clone())?;
+        if plan.pasid.is_none() && !self.has_table(plan.endpoint, None) {
+            self.begin_afresh(base, plan.endpoint)?;
+        }
         match plan.pasid {
             None => self.attach_placed(plan, &placed)?,
             Some(pasid) => self.attach_pasid(base, plan, pasid, &placed)?,
@@ -239,6 +243,18 @@ impl<D: Attach> Shadow<D> {
             seats.push((id, number, base.seat(number, id.0.into())?));
         }
         Ok(seats)
+    }
+
+    /// Has a device that comes without a table find nothing in caches of what other tables led to. Nobody else does: there
+    /// is no invalidation without a domain, and after a reset no driver that knows the numbers.
+    fn begin_afresh(&mut self, base: &Arc<Base>, endpoint: EndpointId) -> Result<()> {
+        //= tables#Domains T9
+        // Else a driver of another life could meet what its predecessor left under the same numbers.
+        if self.reach(endpoint) == Some(Reach::Lingering) {
+            // It would fill them again.
+            self.block_group(endpoint)?;
+        }
+        self.invalidate_base(base)
     }
 
     /// A page table for this, which may be in use elsewhere already.

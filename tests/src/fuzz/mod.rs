@@ -16,6 +16,7 @@ mod relay;
 mod requests;
 mod rings;
 mod session;
+mod tables;
 
 /// One border.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +35,10 @@ const fn target(name: &'static str, border: &'static str, run: fn(&[u8])) -> Tar
 
 /// All targets.
 #[rustfmt::skip]
-pub static TARGETS: [Target; 8] = [
+pub static TARGETS: [Target; 9] = [
     target("requests", "a guest's requests and writes to the configuration space, as bytes",  requests::run),
     target("model",    "the life of a device, beside the naive reference",                    model::run),
+    target("tables",   "the life of a device of tables, beside the naive reference",          tables::run),
     target("engine",   "the mappings of one domain, beside a BTreeMap",                       engine::run),
     target("rings",    "virtqueues of any content in guest memory",                           rings::run),
     target("session",  "a VMM's messages to the device, with file descriptors",               session::run),

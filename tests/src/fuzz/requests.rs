@@ -5,13 +5,16 @@
 //! Asks what needs no second device to tell: the invariants hold, a rejected request changes nothing, and what the
 //! host was told is what the device says. Which answer is right is the `model` target's question.
 
+use std::time::Duration;
+
 use viommu_core::{
-    Access, Device, DeviceConfig, EndpointId, Fault, FaultReason, Features, Host, Iova, IovaRange, Limits,
-    PROBE_SIZE, Reply, ReservedKind, ReservedRegion,
+    Access, Device, DeviceConfig, EndpointId, Fault, FaultReason, Host, Iova, IovaRange, Limits, Mode,
+    PROBE_SIZE, PageRequest, Pasid, Reply, RequestGroup, ReservedKind, ReservedRegion, TableAccess,
 };
 
 use super::input::Input;
 use crate::model::MirrorHost;
+use crate::table_model::plan;
 
 const ENDPOINTS: [u32; 4] = [0x10, 0x18, 1, u32::MAX];
 const TAIL_SIZE: usize = 4;
@@ -37,8 +40,12 @@ impl Life {
     fn new(input: &mut Input<'_>) -> Life {
         let config = config(input);
         let host = MirrorHost::new(config.boot_bypass);
+        let offered = config.mode.offered_bits();
         let mut device = Device::new(config).expect("a configuration that can be served");
-        device.negotiate(Features::OFFERED.bits() | 1 << 32);
+        device.negotiate(offered | 1 << 32);
+        for (endpoint, support) in ENDPOINTS.into_iter().zip(plan::ENDPOINTS.map(plan::support)) {
+            device.set_tables(EndpointId(endpoint), support);
+        }
         Life { device, host }
     }
 
@@ -54,6 +61,7 @@ impl Life {
             }
             3 => self.device.negotiate(input.u64()),
             4 => self.reserve(input),
+            5 if self.device.mode().is_table() => self.ask(input),
             5 => self.report(input),
             6 => {
                 if self.device.next_event().is_some() {
@@ -137,6 +145,20 @@ impl Life {
         assert_eq!(self.device.faults_dropped() - dropped, u64::from(!queued));
     }
 
+    /// An endpoint asks for pages, and some time goes by.
+    fn ask(&mut self, input: &mut Input<'_>) {
+        let to = RequestGroup {
+            endpoint: EndpointId(input.pick(&ENDPOINTS)),
+            pasid: input.pick(&[None, Some(Pasid(1)), Some(Pasid(2))]),
+            group: u32::from(input.u8() % 4),
+        };
+        let page = PageRequest { address: input.u64(), access: TableAccess::READ };
+        let taken = self.device.request_pages(to, 0, &[page], Duration::ZERO);
+        assert!(taken || !self.device.take_page_answers().is_empty());
+        self.device.expire_page_requests(Duration::from_millis(input.u8().into()));
+        self.device.take_page_answers();
+    }
+
     /// The pieces of an access are as long as the access, and each lies in what a lookup gives.
     fn access(&mut self, input: &mut Input<'_>) {
         let endpoint = EndpointId(input.pick(&ENDPOINTS));
@@ -176,12 +198,16 @@ fn config(input: &mut Input<'_>) -> DeviceConfig {
         pasids_max: 2,
         page_requests_max: 3,
     };
+    let page_size_mask = input.pick(&[0x1000, 0x4020_1000, 0x1_0000]);
+    let aperture = input.pick(&apertures);
+    let domain_ids = if input.bool() { 1..=3 } else { 0..=u32::MAX };
+    let switches = input.u8();
     DeviceConfig {
-        mode: viommu_core::Mode::Map,
-        page_size_mask: input.pick(&[0x1000, 0x4020_1000, 0x1_0000]),
-        aperture: input.pick(&apertures),
-        domain_ids: if input.bool() { 1..=3 } else { 0..=u32::MAX },
-        boot_bypass: input.bool(),
+        mode: if switches & 2 != 0 { Mode::Table { feature_bit: 7 } } else { Mode::Map },
+        page_size_mask,
+        aperture,
+        domain_ids,
+        boot_bypass: switches & 1 != 0,
         limits: if input.bool() { small } else { Limits::default() },
         endpoints: ENDPOINTS.map(EndpointId).to_vec(),
     }

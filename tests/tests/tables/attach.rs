@@ -202,10 +202,12 @@ fn domains_and_pasids_have_limits() {
 
 //= T23
 #[test]
-fn a_move_into_bypass_counts_all_domains_that_end() {
+fn a_move_into_bypass_counts_a_domain_that_ends_with_a_pasid() {
     let mut bed = Bed::limited(Limits { domains_max: 2, ..Limits::default() });
     assert_eq!(bed.pt(1, VTD, None, 0x1000), Status::Ok);
+    assert_eq!(bed.pt(1, VTD2, None, 0x1000), Status::Ok);
     assert_eq!(bed.pt(2, VTD, Some(1), 0x1000), Status::Ok);
+    assert_eq!(bed.send(request::attach_bypass(3, VTD2)), Status::NoMem);
     bed.done(request::attach_bypass(3, VTD));
-    assert!(!bed.exists(1) && !bed.exists(2));
+    assert!(bed.exists(1) && !bed.exists(2));
 }

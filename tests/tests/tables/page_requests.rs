@@ -150,6 +150,7 @@ fn an_answer_on_its_way_is_not_taken_for_one_to_a_new_group_of_that_number() {
     assert!(bed.ask_by(group(VTD, None, 5), 71, 1, 0));
     assert_eq!(bed.refused(), [70], "the endpoint has given it up");
     let _ = bed.device.finish(Ok(()));
+    assert_eq!(bed.events().len(), 1, "of the new group");
     bed.done(page_response(VTD, None, 5, 0));
     assert_eq!(bed.host.answered, [(71, ResponseCode::Success)]);
 }
@@ -257,6 +258,14 @@ fn pages_and_faults_have_limits_of_their_own() {
 fn a_guest_without_the_feature_is_asked_for_nothing() {
     let mut bed = bed();
     assert!(bed.ask(group(VTD, None, 1), 1, 0));
+    let fault = viommu_core::TableFault {
+        endpoint: EndpointId(VTD),
+        pasid: None,
+        address: None,
+        access: viommu_core::TableAccess::READ,
+        reason: viommu_core::TableFaultReason::Table,
+    };
+    assert!(bed.device.report_table_fault(fault));
     bed.device.negotiate(0);
     assert!(!bed.ask(group(VTD, None, 2), 1, 0));
     assert_eq!(bed.refused(), [1, 2]);

@@ -97,9 +97,13 @@ impl Iommu {
         };
         for (endpoint, domain) in attached {
             let is_there = self.vfio.as_ref().is_none_or(|vfio| vfio.shadow().is_in(endpoint, domain));
+            let back = |shadow: &mut Shadow<Device>| {
+                shadow.move_to(endpoint, Goal::Domain(domain), self)?;
+                shadow.attach_pasids(endpoint, self)
+            };
             if !is_there
                 && is_wanted(endpoint)
-                && let Err(error) = self.move_device(endpoint, Goal::Domain(domain))
+                && let Err(error) = self.on_host(back)
             {
                 error!("endpoint {}: it stays out of its domain: {error}", self.label(endpoint));
                 self.on_host(|shadow| shadow.block(endpoint)).unwrap_or_default();

@@ -150,9 +150,9 @@ impl Iommu {
         let device = state.device();
         match device.domain_of(endpoint) {
             None => (!device.bypass()).then_some(Goal::Nothing),
-            Some(id) => {
-                device.domain(id).is_some_and(|domain| !domain.is_bypass()).then_some(Goal::Domain(id))
-            }
+            Some(id) if device.domain(id).is_some_and(|domain| !domain.is_bypass()) => Some(Goal::Domain(id)),
+            // Where the VMM has it would do, but for tables of its PASIDs.
+            Some(_) => device.pasids(endpoint).next().map(|_| Goal::BypassDomain),
         }
     }
 }

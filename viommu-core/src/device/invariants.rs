@@ -103,10 +103,17 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
+    use core::time::Duration;
+
     use super::*;
+    use crate::page_request::PageRequests;
     use crate::{
-        Access, DeviceConfig, Fault, FaultReason, Gpa, Granule, Iova, IovaRange, Limits, Mode, Target,
+        Access, DeviceConfig, Fault, FaultReason, Features, Gpa, Granule, Iova, IovaRange, Limits, Mode,
+        PageRequest, PageRequestSupport, Pasid, RequestGroup, Table, TableAccess, TableHardware,
+        TableSupport, Target,
     };
+
+    use super::super::PasidAttachment;
 
     const EP: EndpointId = EndpointId(8);
     const OTHER: EndpointId = EndpointId(9);
@@ -183,6 +190,87 @@ mod tests {
                 device.config.aperture = IovaRange::new(aperture.0, aperture.1).expect("not empty");
             };
             assert_eq!(broken_by(narrow), Err(Broken::Mappings(DOMAIN)));
+        }
+    }
+
+    /// What is done to a device, and what that breaks.
+    type Harm = (fn(&mut Device), Broken);
+
+    const TABLE: Table = Table::IntelPt { flags: 0, root: Gpa(0x1000), address_bits: 48 };
+
+    /// An endpoint with a table, and another for a PASID of it in a domain of its own; a page request waits.
+    fn device_of_tables() -> Device {
+        let mut device = device();
+        device.reset();
+        let hardware = TableHardware::IntelVtd { flags: 0, cap: 0, ecap: 0 };
+        let page_requests = Some(PageRequestSupport { requests_max: 1, timeout: Duration::ZERO });
+        device.set_tables(EP, Some(TableSupport { hardware, ats: false, pasids: None, page_requests }));
+        device.negotiated = Features::ATTACH_TABLE;
+        device.config.limits.domains_max = 2;
+        device.config.limits.pasids_max = 1;
+        device.config.limits.page_requests_max = 1;
+        device.commit_attach_table(EP, None, DOMAIN, TABLE);
+        device.commit_attach_table(EP, Some(Pasid(1)), DomainId(2), TABLE);
+        let to = RequestGroup { endpoint: EP, pasid: None, group: 1 };
+        let page = PageRequest { address: 0, access: TableAccess::READ };
+        assert!(device.request_pages(to, 1, &[page], Duration::ZERO));
+        assert_eq!(device.check_invariants(), Ok(()));
+        device
+    }
+
+    #[test]
+    fn a_table_without_its_domain_or_a_domain_without_its_table_is_noticed() {
+        let harms: [Harm; 6] = [
+            (|device| device.endpoints.entry(EP).or_default().table = None, Broken::Table(EP)),
+            (|device| device.endpoints.entry(OTHER).or_default().table = Some(TABLE), Broken::Table(OTHER)),
+            (
+                |device| {
+                    let arm = Table::ArmSmmu3 { ste: [1, 0] };
+                    let new = PasidAttachment { domain: DomainId(2), table: arm };
+                    device.endpoints.entry(EP).or_default().pasids.insert(Pasid(1), new);
+                },
+                Broken::Table(EP),
+            ),
+            (
+                |device| {
+                    let new = PasidAttachment { domain: DOMAIN, table: TABLE };
+                    device.endpoints.entry(EP).or_default().pasids.insert(Pasid(2), new);
+                },
+                Broken::Table(EP),
+            ),
+            (
+                |device| {
+                    device.endpoints.entry(EP).or_default().pasids.remove(&Pasid(1));
+                },
+                Broken::EndpointsOfDomain(DomainId(2)),
+            ),
+            (
+                |device| {
+                    device.endpoints.entry(EP).or_default().domain = None;
+                    device.endpoints.entry(EP).or_default().table = None;
+                    device.domains.remove(&DOMAIN);
+                },
+                Broken::Table(EP),
+            ),
+        ];
+        for (number, (harm, broken)) in harms.into_iter().enumerate() {
+            let mut device = device_of_tables();
+            harm(&mut device);
+            assert_eq!(device.check_invariants(), Err(broken), "{number}");
+        }
+    }
+
+    #[test]
+    fn page_requests_and_pasids_beyond_their_limits_are_noticed() {
+        let harms: [Harm; 3] = [
+            (|device| device.config.limits.pasids_max -= 1, Broken::Counts),
+            (|device| device.config.limits.page_requests_max -= 1, Broken::Counts),
+            (|device| device.page_requests = PageRequests::default(), Broken::PageRequests),
+        ];
+        for (harm, broken) in harms {
+            let mut device = device_of_tables();
+            harm(&mut device);
+            assert_eq!(device.check_invariants(), Err(broken));
         }
     }
 

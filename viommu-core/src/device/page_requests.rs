@@ -80,8 +80,7 @@ impl Device {
     pub(super) fn commit_page_response(&mut self, to: RequestGroup, cookie: u64) {
         //= tables#PAGE_RESP T52 T56
         // Not before the host has it: it can be tried again until then.
-        if true {
-            self.page_requests.answered(&to, cookie);
+        if self.page_requests.answered(&to, cookie) {
             self.events.remove_group(to);
         }
     }

@@ -48,6 +48,10 @@
 //! descriptors, and they share what these name. But all are of one format, and no attachment with a table shares a
 //! domain with one without. An endpoint and its PASIDs can be in different domains.
 //!
+//! On Arm the numbers are those of the hardware, which domains do not have each for themselves: two address spaces have two
+//! numbers, whatever their domains, and one gets a number that another had when that is invalidated. An endpoint that had
+//! no table begins with no cache that knows of what was before.
+//!
 //! Endpoints of a domain may be behind different units of hardware: the device has each of them do the INVALIDATE.
 //!
 //! Endpoints that the host cannot isolate from each other must be in one domain, as with mappings, and use the same table
@@ -258,6 +262,7 @@
 //! | T6 | MUST | leave an endpoint's PASIDs without tables on DETACH, and on an ATTACH that moves it |
 //! | T7 | MUST | refuse what an endpoint does whose accesses no hardware translates |
 //! | T8 | MUST | drop all tables on a device reset |
+//! | T9 | MUST | hold nothing in a cache of what tables led to before when an endpoint that had no table gets one |
 //!
 //! ## ATTACH_TABLE
 //!
