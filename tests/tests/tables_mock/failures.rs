@@ -253,3 +253,22 @@ fn a_page_request_that_cannot_be_read_at_once_is_told_later() {
     }
     panic!("there is no end to what can fail");
 }
+
+/// It is tried again, and nothing that was there is lost.
+#[test]
+fn page_requests_that_cannot_be_read_for_a_while_are_told_when_they_can() {
+    let mut bed = Bed::attached(&Made::default());
+    let failing = Failing::thread(&bed.threads.notices);
+    failing.all(|| {
+        // The first of those that wait takes memory for all.
+        bed.ask(ONE, 0, 1);
+        bed.ask(ONE, 0, 2);
+        bed.guest().no_event();
+    });
+    let told = [bed.guest().event(), bed.guest().event()];
+    assert_eq!(told, [1, 2].map(|group| request_event(ONE, None, group)));
+    for group in [1, 2] {
+        assert_eq!(bed.respond(ONE, None, group, PAGE_RESP_SUCCESS), OK);
+        bed.answered(&[(group, SUCCESS)]);
+    }
+}
