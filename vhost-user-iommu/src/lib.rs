@@ -27,7 +27,7 @@ mod size;
 pub mod sync;
 pub mod throttle;
 mod usage_error;
-mod vfio;
+pub mod vfio;
 mod viot;
 
 use std::io::{self, Write};

@@ -303,7 +303,10 @@ fn a_pasid_has_a_table_beside_untranslated_memory() {
     assert!(bed.has_memory(ONE));
     bed.attach(ONE, None, on_parent(1).0).expect("beside a table");
     bed.apply(Change::Attach { endpoint: ONE, from: Some(DOMAIN), to: DomainId(4), bypass: true })
-        .expect("it moves");
+        .expect("it moves, without its PASIDs");
+    bed.is_free(ONE, PASID);
+    assert!(bed.has_memory(ONE));
+    bed.attach(ONE, Some(PASID), table).expect("beside a bypass domain");
     bed.is_at(ONE, Some(PASID), word);
     assert!(bed.has_memory(ONE));
     bed.shadow.block(ONE).expect("it reaches nothing");

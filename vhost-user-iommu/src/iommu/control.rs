@@ -20,10 +20,13 @@ impl Controlled for Iommu {
         self.check_vfio(endpoint)?;
         let _turn = self.turn();
         let removed = self.vfio.as_ref().and_then(|vfio| vfio.shadow().remove(endpoint));
-        match removed {
-            Some(_) => Ok(()),
-            None => Err(Refusal::new(Code::NoDevice, "the endpoint's device is removed already")),
+        if removed.is_none() {
+            return Err(Refusal::new(Code::NoDevice, "the endpoint's device is removed already"));
         }
+        // What it has asked for has an answer, so the driver is told no more of it, and its own comes too late.
+        self.state().device_mut().end_page_requests(endpoint);
+        self.pass_answers_on();
+        Ok(())
     }
 
     fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {

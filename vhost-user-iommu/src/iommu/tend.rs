@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 use viommu_core::EndpointId;
 use viommu_nested::Attach;
-use viommu_nested::shadow::{Goal, Reach, Shadow};
+use viommu_nested::shadow::{Goal, Reach};
 
 use crate::sync::lock;
 use crate::vfio::Device;
@@ -124,18 +124,24 @@ impl Iommu {
             unsettled.remove(&endpoint);
             return false;
         }
-        // It may be where the VMM has it, until `bypass` changes.
-        let (Some(goal), Some(vfio)) = (self.goal_of_new(endpoint), &self.vfio) else { return false };
+        let (goal, Some(vfio)) = (self.goal_of_new(endpoint), &self.vfio) else { return false };
+        if goal.is_none() && !self.has_pasids(endpoint) {
+            // It may be where the VMM has it, until `bypass` changes.
+            return false;
+        }
         let mut shadow = vfio.shadow();
         let is_bound = shadow.device(endpoint).is_some_and(Device::is_bound);
-        let moved = |shadow: &mut Shadow<Device>| {
-            shadow.move_to(endpoint, goal, self)?;
-            shadow.attach_pasids(endpoint, self)
-        };
-        if is_bound && moved(&mut shadow).is_ok() {
+        if is_bound && goal.is_none_or(|goal| shadow.move_to(endpoint, goal, self).is_ok()) {
             since.get_or_insert_with(Instant::now);
+            if let Err(error) = shadow.attach_pasids(endpoint, self) {
+                self.host_errors.log(|| format!("endpoint {}: {error}", self.label(endpoint)));
+            }
         }
         true
+    }
+
+    fn has_pasids(&self, endpoint: EndpointId) -> bool {
+        self.state().device().pasids(endpoint).next().is_some()
     }
 
     /// Where a new device belongs, if not where the VMM puts it.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A physical device as this process has it: a duplicate of the cdev that the VMM has bound.
+//! A physical device as this process has it, which the VMM has bound.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,9 +11,15 @@ use rustix::io::Errno;
 use viommu_nested::object::{Context, PageTable};
 use viommu_nested::{Attach, Cdev, DeviceId, Result};
 
-/// A duplicate of a device's cdev.
+/// By what a device is known: a duplicate of its cdev, or a stand-in where there is no device.
+pub trait HostDevice: Attach {
+    /// Whether the device does no DMA, whatever it is attached to. One that cannot be asked may do some.
+    fn is_quiet(&self) -> bool;
+}
+
+/// A device of the host.
 pub struct Device {
-    cdev: Cdev,
+    file: Box<dyn HostDevice>,
     /// How long a reset of the device is waited for.
     patience: Duration,
 }
@@ -22,15 +28,14 @@ pub struct Device {
 const PAUSE: Duration = Duration::from_millis(5);
 
 impl Device {
-    /// The device of `cdev`. Who moves it during its reset waits, but no longer than `patience`.
-    pub fn new(cdev: Cdev, patience: Duration) -> Device {
-        Device { cdev, patience }
+    /// The device of `file`. Who moves it during its reset waits, but no longer than `patience`.
+    pub fn new(file: Box<dyn HostDevice>, patience: Duration) -> Device {
+        Device { file, patience }
     }
 
-    /// Whether the device does no DMA, whatever it is attached to: its bus mastering is off, or nobody has it. One that
-    /// cannot be asked may do some.
+    /// Whether it does no DMA, whatever it is attached to.
     pub fn is_quiet(&self) -> bool {
-        !self.is_bound() || self.cdev.is_bus_master().is_ok_and(|is_master| !is_master)
+        self.file.is_quiet()
     }
 
     /// The kernel refuses an attachment while the device is being reset, which ends by itself.
@@ -45,26 +50,33 @@ impl Device {
     }
 }
 
+impl HostDevice for Cdev {
+    /// Its bus mastering is off, or nobody has it.
+    fn is_quiet(&self) -> bool {
+        !self.is_bound() || self.is_bus_master().is_ok_and(|is_master| !is_master)
+    }
+}
+
 impl Attach for Device {
     fn attach(&self, table: &PageTable, pasid: Option<u32>) -> Result<()> {
-        self.when_not_busy(|| self.cdev.attach(table, pasid))
+        self.when_not_busy(|| self.file.attach(table, pasid))
     }
 
     fn detach(&self, pasid: Option<u32>) -> Result<()> {
-        self.when_not_busy(|| self.cdev.detach(pasid))
+        self.when_not_busy(|| self.file.detach(pasid))
     }
 
     fn number(&self, context: &Arc<Context>) -> Result<DeviceId> {
-        self.cdev.number(context)
+        self.file.number(context)
     }
 
     fn is_bound(&self) -> bool {
-        self.cdev.is_bound()
+        self.file.is_bound()
     }
 }
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.cdev.fmt(f)
+        self.file.fmt(f)
     }
 }

@@ -30,10 +30,10 @@ use crate::fd::inherited;
 use crate::sync::{Wake, lock};
 use crate::usage_error::UsageError;
 
-use facts::Facts;
 use lasting::LastingMemory;
 
-pub use device::Device;
+pub use device::{Device, HostDevice};
+pub use facts::Facts;
 
 /// The devices and their address spaces.
 #[derive(Debug)]
@@ -44,11 +44,26 @@ pub struct Vfio {
     patience: Duration,
     /// The endpoints of which the guest sees a PASID capability.
     with_pasids: BTreeSet<EndpointId>,
+    /// What a guest may leave unanswered.
+    page_requests: PageRequestSupport,
     mode: Mode,
     /// The user's own MSI region, or that there is none; otherwise the host's counts.
     msi_region: Option<Option<IovaRange>>,
     released: Arc<Wake>,
     lasting: LastingMemory,
+}
+
+/// A device for an endpoint.
+#[derive(Debug)]
+pub struct Given {
+    /// Whose it is.
+    pub endpoint: EndpointId,
+    /// How it is reached.
+    pub file: Box<dyn HostDevice>,
+    /// What the host says about it.
+    pub facts: Facts,
+    /// Whether the guest sees a PASID capability of it.
+    pub shows_pasids: bool,
 }
 
 impl Vfio {
@@ -63,25 +78,43 @@ impl Vfio {
         let mend = "pass an open /dev/iommu, the same that the VMM has";
         let context = context.map_err(|error| about(UsageError::new(error.to_string(), mend)))?;
         tell_missing(&context);
-        let (mut devices, mut facts, mut with_pasids) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        let mut devices = Vec::new();
         for endpoint in &config.endpoints {
             let EndpointKind::Vfio { device: VfioDevice::Fd(number), pasid } = endpoint.kind else {
                 continue;
             };
             let about = |error: UsageError| error.about("endpoint", &endpoint.label);
             let cdev = inherited(number).map_err(about)?;
-            let found = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
-            info!("endpoint {}: {found}", endpoint.label);
-            check_mode(config.mode, &found).map_err(about)?;
-            with_pasids.extend(pasid.then_some(endpoint.id));
-            facts.insert(endpoint.id, found);
-            devices.push((endpoint.id, Device::new(Cdev::adopt(cdev), config.unmap_timeout)));
+            let facts = Facts::of(cdev.as_fd(), context.as_fd()).map_err(about)?;
+            info!("endpoint {}: {facts}", endpoint.label);
+            check_mode(config.mode, &facts).map_err(about)?;
+            let file = Box::new(Cdev::adopt(cdev));
+            devices.push(Given { endpoint: endpoint.id, file, facts, shows_pasids: pasid });
         }
+        Vfio::with(config, &context, devices, PAGE_REQUESTS).map(Some)
+    }
+
+    /// With these devices, all bound to `context` or going to be. A guest may leave so many page requests of each
+    /// unanswered, for so long.
+    ///
+    /// # Errors
+    /// A kernel that is not suited, and no file descriptor left.
+    pub fn with(
+        config: &Config,
+        context: &Arc<Context>,
+        devices: Vec<Given>,
+        page_requests: PageRequestSupport,
+    ) -> Result<Vfio, UsageError> {
         let msi_region = config.msi_region_is_given.then_some(config.msi_region);
-        let doorbell = msi_region.unwrap_or_else(|| facts.values().find_map(iovas::msi_region));
-        let mut shadow = Shadow::new(&context, doorbell).map_err(|error| not_suited(&error))?;
-        for (endpoint, device) in devices {
-            shadow.add(endpoint, device, facts.get(&endpoint).and_then(|facts| facts.group));
+        let of_host = || devices.iter().find_map(|given| iovas::msi_region(&given.facts));
+        let mut shadow =
+            Shadow::new(context, msi_region.unwrap_or_else(of_host)).map_err(|error| not_suited(&error))?;
+        let (mut facts, mut with_pasids) = (BTreeMap::new(), BTreeSet::new());
+        for given in devices {
+            let device = Device::new(given.file, config.unmap_timeout);
+            shadow.add(given.endpoint, device, given.facts.group);
+            with_pasids.extend(given.shows_pasids.then_some(given.endpoint));
+            facts.insert(given.endpoint, given.facts);
         }
         let released = Wake::new().map_err(|error| {
             UsageError::new(
@@ -94,6 +127,7 @@ impl Vfio {
             facts: Mutex::new(facts),
             patience: config.unmap_timeout,
             with_pasids,
+            page_requests,
             mode: config.mode,
             msi_region,
             released: Arc::new(released),
@@ -102,7 +136,7 @@ impl Vfio {
         for (endpoint, support) in vfio.tables() {
             vfio.shadow().set_page_requests(endpoint, support.page_requests.is_some());
         }
-        Ok(Some(vfio))
+        Ok(vfio)
     }
 
     /// Takes another device file for an endpoint, of which the VMM has a duplicate, and returns its IOMMU group.
@@ -126,7 +160,7 @@ impl Vfio {
             self.support(endpoint, &found).is_some_and(|support| support.page_requests.is_some());
         let group = found.group;
         let mut shadow = self.shadow();
-        shadow.add(endpoint, Device::new(Cdev::adopt(cdev), self.patience), group);
+        shadow.add(endpoint, Device::new(Box::new(Cdev::adopt(cdev)), self.patience), group);
         shadow.set_page_requests(endpoint, has_requests && self.mode.is_table());
         drop(shadow);
         lock(&self.facts).insert(endpoint, found);
@@ -193,7 +227,7 @@ impl Vfio {
 
     /// A guest that sees no PASID capability cannot turn it on, and devices ask for pages of PASIDs alone.
     fn support(&self, endpoint: EndpointId, facts: &Facts) -> Option<TableSupport> {
-        let support = facts.tables?.support(PAGE_REQUESTS);
+        let support = facts.tables?.support(self.page_requests);
         let is_shown = self.with_pasids.contains(&endpoint);
         Some(if is_shown { support } else { TableSupport { pasids: None, page_requests: None, ..support } })
     }
