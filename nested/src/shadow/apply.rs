@@ -73,9 +73,9 @@ impl<D: Attach> Shadow<D> {
         match *change {
             Change::Map { domain, range, target } => self.map(domain, &range, target),
             Change::Unmap { domain, range } => self.unmap(domain, &range),
-            Change::Attach { endpoint, to, bypass, .. } => {
-                self.move_to(endpoint, if bypass { Goal::BypassDomain } else { Goal::Domain(to) }, known)
-            }
+            Change::Attach { endpoint, to, bypass, .. } => self.without_pasids(endpoint, |shadow| {
+                shadow.move_to(endpoint, if bypass { Goal::BypassDomain } else { Goal::Domain(to) }, known)
+            }),
             Change::Detach { endpoint, .. } => self.without_pasids(endpoint, |shadow| {
                 shadow.move_to(endpoint, Goal::of_unattached(known.bypass()), known)
             }),

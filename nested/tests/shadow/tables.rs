@@ -302,14 +302,24 @@ fn a_pasid_has_a_table_beside_untranslated_memory() {
     bed.is_at(ONE, Some(PASID), word);
     assert!(bed.has_memory(ONE));
     bed.attach(ONE, None, on_parent(1).0).expect("beside a table");
-    bed.apply(Change::Attach { endpoint: ONE, from: Some(DOMAIN), to: DomainId(4), bypass: true })
-        .expect("it moves");
+    bed.shadow.attach_bypass(ONE).expect("where it was when the VMM had not bound it");
     bed.is_at(ONE, Some(PASID), word);
     assert!(bed.has_memory(ONE));
     bed.shadow.block(ONE).expect("it reaches nothing");
     bed.is_at(ONE, Some(PASID), word);
     bed.shadow.bypass(ONE).expect("it reaches memory");
     bed.is_at(ONE, Some(PASID), word);
+    assert!(bed.has_memory(ONE));
+}
+
+#[test]
+fn whoever_moves_to_a_bypass_domain_has_no_pasids_any_more() {
+    let mut bed = TableBed::new();
+    bed.attach(ONE, None, on_parent(1).0).expect("it is attached");
+    bed.attach(ONE, Some(PASID), on_parent(2).0).expect("it is attached");
+    bed.apply(Change::Attach { endpoint: ONE, from: Some(DOMAIN), to: DomainId(4), bypass: true })
+        .expect("it moves");
+    bed.is_free(ONE, PASID);
     assert!(bed.has_memory(ONE));
 }
 
@@ -467,6 +477,7 @@ fn after_any_failure_in_the_kernel_the_tables_are_those_before_or_those_after() 
     let mut failures = Failures::new();
     let attach = |pasid, table| Change::AttachTable { endpoint: ONE, pasid, from: None, to: DOMAIN, table };
     let detach = Change::Detach { endpoint: ONE, from: DOMAIN };
+    let bypass = Change::Attach { endpoint: ONE, from: None, to: DomainId(4), bypass: true };
     let [one, two, three] = [1, 2, 3].map(on_parent);
     let on_parent = [
         (attach(None, one.0), (Some(one.1), None)),
@@ -477,6 +488,8 @@ fn after_any_failure_in_the_kernel_the_tables_are_those_before_or_those_after() 
         (Change::DetachPasid { endpoint: ONE, pasid: PASID, from: DOMAIN }, (Some(three.1), None)),
         (attach(Some(PASID), one.0), (Some(three.1), Some(one.1))),
         (detach, (None, None)),
+        (attach(Some(PASID), two.0), (None, Some(two.1))),
+        (bypass, (None, None)),
         (attach(Some(PASID), two.0), (None, Some(two.1))),
         (detach, (None, None)),
     ];
