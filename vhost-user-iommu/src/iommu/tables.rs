@@ -48,14 +48,14 @@ impl Iommu {
         self.state().device().next_event()
     }
 
-    /// Forgets the event that [`next_event`](Iommu::next_event) gave.
-    pub fn event_sent(&self) {
-        self.state().device_mut().event_sent();
+    /// The driver has the event that [`next_event`](Iommu::next_event) gave.
+    pub fn event_sent(&self, sent: &Event) {
+        self.state().device_mut().event_sent(sent);
     }
 
     /// The driver's buffer has no room for the event that [`next_event`](Iommu::next_event) gave.
-    pub fn event_unfit(&self) {
-        self.state().device_mut().event_unfit();
+    pub fn event_unfit(&self, event: &Event) {
+        self.state().device_mut().event_unfit(event);
         self.pass_answers_on();
     }
 
