@@ -21,7 +21,12 @@ impl Controlled for Iommu {
         let _turn = self.turn();
         let removed = self.vfio.as_ref().and_then(|vfio| vfio.shadow().remove(endpoint));
         match removed {
-            Some(_) => Ok(()),
+            Some(_) => {
+                // The host has answered what it asked for.
+                self.state().device_mut().end_page_requests(endpoint);
+                self.pass_answers_on();
+                Ok(())
+            }
             None => Err(Refusal::new(Code::NoDevice, "the endpoint's device is removed already")),
         }
     }
