@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use viommu_core::{DomainId, Invalidation};
+use viommu_core::{Caches, DomainId, Invalidation, Scope};
 
 use crate::device::Attach;
 use crate::error::Result;
@@ -50,6 +50,15 @@ impl<D: Attach> Shadow<D> {
         let Some(viommu) = base.viommu().filter(|_| !members.is_empty()) else { return Ok(()) };
         let batches = base.format().entries(base.info(), invalidation, members);
         repeat(base, &batches, |entries| viommu.invalidate_entries(entries))
+    }
+
+    /// All translations of a vIOMMU.
+    pub(super) fn forget_translations(&self, base: &Base) -> Result<()> {
+        let Some(viommu) = base.viommu() else { return Ok(()) };
+        let (scope, caches) = (Scope::Domain, Caches::TLB);
+        let all = Invalidation { scope, caches, leaf: false, id: None, global: true };
+        let batches = base.format().entries(base.info(), &all, &[]);
+        repeat(base, &batches, |entries| viommu.invalidate_entries(entries)).map_err(|stopped| stopped.error)
     }
 
     fn members(&self, base: &Arc<Base>, domain: DomainId, is_wanted: impl Fn(&D) -> bool) -> Vec<Member> {

@@ -17,7 +17,7 @@ use crate::format::{self, Description, Format, Root};
 use crate::object::{FaultQueue, Hwpt, PageTable};
 
 use super::base::{Base, Seat};
-use super::{Reach, Shadow};
+use super::{Endpoint, Reach, Shadow};
 
 /// A table that is in use.
 #[derive(Clone, Debug)]
@@ -214,7 +214,10 @@ impl<D: Attach> Shadow<D> {
         let faults = self.faults_for(plan.endpoint)?;
         let placed = self.place(base, plan, faults.clone())?;
         match plan.pasid {
-            None => self.attach_placed(plan, &placed)?,
+            None => {
+                self.end_earlier_tables(base)?;
+                self.attach_placed(plan, &placed)?;
+            }
             Some(pasid) => self.attach_pasid(base, plan, pasid, &placed)?,
         }
         for (id, number, seat) in seats {
@@ -253,6 +256,24 @@ impl<D: Attach> Shadow<D> {
             None => base.nested(plan.number, &plan.description, faults)?,
         };
         Ok(Placed { domain: plan.domain, table: plan.table, hwpt, has_faults })
+    }
+
+    /// To a vIOMMU an address space is a number, which a table that is gone may have had for another one. Nobody can name
+    /// that any more: so what is cached of it goes before there is a new table, and so does what lingers, which would fill
+    /// the caches again.
+    fn end_earlier_tables(&mut self, base: &Arc<Base>) -> Result<()> {
+        if base.viommu().is_none() {
+            return Ok(());
+        }
+        let is_lingering = |found: &Endpoint<D>| found.is_over(base) && found.reach == Reach::Lingering;
+        let lingering: Vec<EndpointId> =
+            self.endpoints.iter().filter(|(_, found)| is_lingering(found)).map(|(id, _)| *id).collect();
+        lingering.into_iter().try_for_each(|id| self.block(id))?;
+        if base.has_leftovers() {
+            self.forget_translations(base)?;
+            base.set_leftovers(false);
+        }
+        Ok(())
     }
 
     fn attach_placed(&mut self, plan: &Plan, placed: &Placed) -> Result<()> {
