@@ -215,9 +215,12 @@ mod tests {
         device
     }
 
+    /// What is done to a device, and what is noticed.
+    type Harm = (fn(&mut Device), Broken);
+
     #[test]
     fn a_table_without_its_domain_or_a_domain_without_its_table_is_noticed() {
-        let harms: [(fn(&mut Device), Broken); 6] = [
+        let harms: [Harm; 6] = [
             (|device| device.endpoints.entry(EP).or_default().table = None, Broken::Table(EP)),
             (|device| device.endpoints.entry(OTHER).or_default().table = Some(TABLE), Broken::Table(OTHER)),
             (
@@ -259,7 +262,7 @@ mod tests {
 
     #[test]
     fn page_requests_and_pasids_beyond_their_limits_are_noticed() {
-        let harms: [(fn(&mut Device), Broken); 3] = [
+        let harms: [Harm; 3] = [
             (|device| device.config.limits.pasids_max -= 1, Broken::Counts),
             (|device| device.config.limits.page_requests_max -= 1, Broken::Counts),
             (|device| device.page_requests = PageRequests::default(), Broken::PageRequests),
