@@ -48,7 +48,8 @@ impl<D: Attach> Shadow<D> {
     /// EFAULT when the table lies outside the guest's memory, EOPNOTSUPP when the hardware has none of this format,
     /// EINVAL when it cannot walk this one, another of the group uses another one, or the group has more than one device
     /// and this is for a PASID, ERANGE when the device cannot have this PASID; else those of
-    /// `IOMMU_HWPT_ALLOC`, `IOMMU_VIOMMU_ALLOC`, `IOMMU_VDEVICE_ALLOC` and [`Attach::attach`]. All is as it was then.
+    /// `IOMMU_HWPT_ALLOC`, `IOMMU_VIOMMU_ALLOC`, `IOMMU_VDEVICE_ALLOC` and [`Attach::attach`]. All is as it was then, but for
+    /// what lingers: a table in a vIOMMU ends that, and does even if it cannot be attached.
     pub fn attach_table(
         &mut self,
         endpoint: EndpointId,
