@@ -3,6 +3,8 @@
 //! Devices of an iommufd context: bound to it, attached to what it has.
 
 mod config_space;
+#[cfg(feature = "cdev-tests")]
+mod interrupt;
 mod number;
 
 use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ l1_begin() {
 }
 
 l1_complete() {
-  [[ -d $l1_machine_dir && -d $l1_kernel_dir ]]
+  [[ -d $l1_machine_dir && -d $l1_kernel_dir ]] && has_rust_target
 }
 
 l1_print() {
@@ -31,6 +31,24 @@ l1_print() {
 l1_fetch() {
   [[ -d $l1_machine_dir ]] || fetch_l1_machine
   [[ -d $l1_kernel_dir ]] || build_l1_kernel
+  has_rust_target || add_rust_target
+}
+
+# What runs in the host are static programs of ours.
+l1_rust_target=aarch64-unknown-linux-musl
+
+has_rust_target() {
+  local libraries
+  # Who only starts machines needs none.
+  command -v rustc >/dev/null || return 0
+  libraries=$(rustc --print target-libdir --target "$l1_rust_target") && [[ -d $libraries ]]
+}
+
+add_rust_target() {
+  command -v rustup >/dev/null || die "Rust's standard library for $l1_rust_target is missing: install it"
+  begin_step "Rust's standard library for $l1_rust_target"
+  rustup --quiet target add "$l1_rust_target" >"$work/log" 2>&1 || fail_step
+  end_step
 }
 
 fetch_l1_machine() {

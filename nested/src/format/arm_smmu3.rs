@@ -102,7 +102,7 @@ impl Abilities {
     pub fn of(info: &HwInfo) -> Abilities {
         let register = |number: usize| info.word(8 + 4 * number);
         Abilities {
-            ranges: register(3) & IDR3_RIL != 0,
+            ranges: register(3) & IDR3_RIL != 0 && !cfg!(feature = "no-ranges"),
             substream_bits: register(1) >> 6 & 0x1f,
             repeat: info.word(0) & ERRATA_REPEAT_TLBI_CFGI != 0,
         }

@@ -39,6 +39,11 @@ impl Entries {
         const { assert!(size_of::<E>() > 0, "an entry has bytes") };
         Entries { data_type, size: size_of::<E>(), bytes: entries.as_bytes().to_vec() }
     }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
 }
 
 /// An invalidation on a nested HWPT or a vIOMMU.

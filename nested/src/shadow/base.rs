@@ -4,7 +4,6 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 
@@ -38,8 +37,6 @@ pub(super) struct Base {
     parent: Arc<Hwpt>,
     format: &'static dyn Format,
     info: HwInfo,
-    /// Whether translations by tables that are gone may be cached.
-    has_leftovers: AtomicBool,
 }
 
 /// A device in a base. The base lasts as long as a device has a seat in it: to make it again would cost the time that
@@ -76,17 +73,7 @@ impl Base {
             };
             viommu = Some(made);
         }
-        let has_leftovers = AtomicBool::new(false);
-        Ok(Arc::new(Base { events, viommu, parent, format, info: info.clone(), has_leftovers }))
-    }
-
-    /// A table is gone, or all that is cached of those that are is forgotten.
-    pub(super) fn set_leftovers(&self, has_leftovers: bool) {
-        self.has_leftovers.store(has_leftovers, Ordering::Relaxed);
-    }
-
-    pub(super) fn has_leftovers(&self) -> bool {
-        self.has_leftovers.load(Ordering::Relaxed)
+        Ok(Arc::new(Base { events, viommu, parent, format, info: info.clone() }))
     }
 
     pub(super) fn format(&self) -> &'static dyn Format {

@@ -58,7 +58,7 @@ impl<D: Attach> Shadow<D> {
     fn followed(&mut self, id: EndpointId, table: Option<PageTable>, reach: Reach) {
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             endpoint.device.followed(table);
-            endpoint.leave_table();
+            endpoint.tables.remove(&None);
             endpoint.reach = reach;
         }
     }

@@ -34,6 +34,20 @@ impl<D: Attach> Shadow<D> {
         Ok(())
     }
 
+    /// Has the IOMMU of a base forget all translations of the guest's tables, if devices in different domains share them
+    /// there: by the numbers of address spaces, which domains do not have each for themselves. What it knows of a device's
+    /// own goes with its attachment, which is the kernel's.
+    ///
+    /// # Errors
+    /// Of `IOMMU_HWPT_INVALIDATE`.
+    pub(super) fn invalidate_base(&self, base: &Base) -> Result<()> {
+        let Some(viommu) = base.viommu() else { return Ok(()) };
+        let all =
+            Invalidation { scope: Scope::Domain, caches: Caches::TLB, leaf: false, id: None, global: true };
+        let batches = base.format().entries(base.info(), &all, &[]);
+        repeat(base, &batches, |entries| viommu.invalidate_entries(entries)).map_err(|stopped| stopped.error)
+    }
+
     /// Of a vIOMMU, by the devices in it.
     fn invalidate_devices(&self, base: &Arc<Base>, domain: DomainId, invalidation: &Invalidation) -> Done {
         let done = self.invalidate_members(base, invalidation, &self.members(base, domain, |_| true));
@@ -50,15 +64,6 @@ impl<D: Attach> Shadow<D> {
         let Some(viommu) = base.viommu().filter(|_| !members.is_empty()) else { return Ok(()) };
         let batches = base.format().entries(base.info(), invalidation, members);
         repeat(base, &batches, |entries| viommu.invalidate_entries(entries))
-    }
-
-    /// All translations of a vIOMMU.
-    pub(super) fn forget_translations(&self, base: &Base) -> Result<()> {
-        let Some(viommu) = base.viommu() else { return Ok(()) };
-        let (scope, caches) = (Scope::Domain, Caches::TLB);
-        let all = Invalidation { scope, caches, leaf: false, id: None, global: true };
-        let batches = base.format().entries(base.info(), &all, &[]);
-        repeat(base, &batches, |entries| viommu.invalidate_entries(entries)).map_err(|stopped| stopped.error)
     }
 
     fn members(&self, base: &Arc<Base>, domain: DomainId, is_wanted: impl Fn(&D) -> bool) -> Vec<Member> {
@@ -93,5 +98,6 @@ type Done = std::result::Result<(), Invalidated>;
 /// Each batch as often as the hardware wants it.
 fn repeat(base: &Base, batches: &[Entries], mut invalidate: impl FnMut(&Entries) -> Done) -> Done {
     let repetitions = base.format().repetitions(base.info());
-    batches.iter().try_for_each(|entries| (0..repetitions).try_for_each(|_| invalidate(entries)))
+    let mut batches = batches.iter().filter(|entries| !entries.is_empty());
+    batches.try_for_each(|entries| (0..repetitions).try_for_each(|_| invalidate(entries)))
 }

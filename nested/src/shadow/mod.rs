@@ -87,13 +87,6 @@ impl<D> Endpoint<D> {
     fn is_over(&self, base: &Arc<Base>) -> bool {
         self.seat.as_ref().is_some_and(|seat| Arc::ptr_eq(&seat.base, base))
     }
-
-    /// Has no table of its own any more.
-    fn leave_table(&mut self) {
-        if let (Some(_), Some(seat)) = (self.tables.remove(&None), &self.seat) {
-            seat.base.set_leftovers(true);
-        }
-    }
 }
 
 /// What a device reaches.
@@ -162,7 +155,6 @@ impl<D: Attach> Shadow<D> {
                 log::error!("{endpoint}: its device is let go of, and may reach what it did: {error}");
             }
         }
-        removed.leave_table();
         others.into_iter().for_each(|other| self.block_follower(other));
         self.forget_unused();
         Some(removed.device.into_device())
@@ -249,7 +241,6 @@ impl<D: Attach> Shadow<D> {
         self.spaces.clear();
         for endpoint in self.endpoints.values_mut() {
             let was_member = std::mem::take(&mut endpoint.is_member);
-            endpoint.leave_table();
             endpoint.tables.clear();
             let has_pasids = endpoint.device.pasids().next().is_some();
             if was_member || has_pasids || matches!(endpoint.reach, Reach::Domain(_)) {

@@ -17,7 +17,7 @@ use crate::format::{self, Description, Format, Root};
 use crate::object::{FaultQueue, Hwpt, PageTable};
 
 use super::base::{Base, Seat};
-use super::{Endpoint, Reach, Shadow};
+use super::{Reach, Shadow};
 
 /// A table that is in use.
 #[derive(Clone, Debug)]
@@ -48,8 +48,8 @@ impl<D: Attach> Shadow<D> {
     /// EFAULT when the table lies outside the guest's memory, EOPNOTSUPP when the hardware has none of this format,
     /// EINVAL when it cannot walk this one, another of the group uses another one, or the group has more than one device
     /// and this is for a PASID, ERANGE when the device cannot have this PASID; else those of
-    /// `IOMMU_HWPT_ALLOC`, `IOMMU_VIOMMU_ALLOC`, `IOMMU_VDEVICE_ALLOC` and [`Attach::attach`]. All is as it was then, but for
-    /// what lingers: a table in a vIOMMU ends that, and does even if it cannot be attached.
+    /// `IOMMU_HWPT_ALLOC`, `IOMMU_VIOMMU_ALLOC`, `IOMMU_VDEVICE_ALLOC`, `IOMMU_HWPT_INVALIDATE` and [`Attach::attach`]. All
+    /// is as it was then, but what lingers may reach nothing.
     pub fn attach_table(
         &mut self,
         endpoint: EndpointId,
@@ -214,11 +214,11 @@ impl<D: Attach> Shadow<D> {
         let seats = self.new_seats(base, plan)?;
         let faults = self.faults_for(plan.endpoint)?;
         let placed = self.place(base, plan, faults.clone())?;
+        if plan.pasid.is_none() && !self.has_table(plan.endpoint, None) {
+            self.begin_afresh(base, plan.endpoint)?;
+        }
         match plan.pasid {
-            None => {
-                self.end_earlier_tables(base)?;
-                self.attach_placed(plan, &placed)?;
-            }
+            None => self.attach_placed(plan, &placed)?,
             Some(pasid) => self.attach_pasid(base, plan, pasid, &placed)?,
         }
         for (id, number, seat) in seats {
@@ -245,6 +245,18 @@ impl<D: Attach> Shadow<D> {
         Ok(seats)
     }
 
+    /// Has a device that comes without a table find nothing in caches of what other tables led to. Nobody else does: there
+    /// is no invalidation without a domain, and after a reset no driver that knows the numbers.
+    fn begin_afresh(&mut self, base: &Arc<Base>, endpoint: EndpointId) -> Result<()> {
+        //= tables#Domains T9
+        // Else a driver of another life could meet what its predecessor left under the same numbers.
+        if self.reach(endpoint) == Some(Reach::Lingering) {
+            // It would fill them again.
+            self.block_group(endpoint)?;
+        }
+        self.invalidate_base(base)
+    }
+
     /// A page table for this, which may be in use elsewhere already.
     fn place(&self, base: &Arc<Base>, plan: &Plan, faults: Option<Arc<FaultQueue>>) -> Result<Placed> {
         let has_faults = faults.is_some();
@@ -257,24 +269,6 @@ impl<D: Attach> Shadow<D> {
             None => base.nested(plan.number, &plan.description, faults)?,
         };
         Ok(Placed { domain: plan.domain, table: plan.table, hwpt, has_faults })
-    }
-
-    /// To a vIOMMU an address space is a number, which a table that is gone may have had for another one. Nobody can name
-    /// that any more: so what is cached of it goes before there is a new table, and so does what lingers, which would fill
-    /// the caches again.
-    fn end_earlier_tables(&mut self, base: &Arc<Base>) -> Result<()> {
-        if base.viommu().is_none() {
-            return Ok(());
-        }
-        let is_lingering = |found: &Endpoint<D>| found.is_over(base) && found.reach == Reach::Lingering;
-        let lingering: Vec<EndpointId> =
-            self.endpoints.iter().filter(|(_, found)| is_lingering(found)).map(|(id, _)| *id).collect();
-        lingering.into_iter().try_for_each(|id| self.block(id))?;
-        if base.has_leftovers() {
-            self.forget_translations(base)?;
-            base.set_leftovers(false);
-        }
-        Ok(())
     }
 
     fn attach_placed(&mut self, plan: &Plan, placed: &Placed) -> Result<()> {

@@ -20,6 +20,8 @@ use vfio_bindings::bindings::vfio::{
 use vm_memory::VolatileSlice;
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr, ioctl_with_mut_ref};
 
+#[cfg(feature = "cdev-tests")]
+use super::types::IrqSetEventfd;
 use super::types::{HotResetInfo, iommu_hw_info, iommu_ioas_noiommu_get_pa};
 #[cfg(feature = "mock")]
 use super::types::{
@@ -259,6 +261,9 @@ commands! {
     "VFIO_DEVICE_GET_REGION_INFO", VFIO_BASE + 8, vfio_region_info, argsz, none;
     "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", VFIO_BASE + 12, HotResetInfo, argsz, none;
 }
+
+#[cfg(feature = "cdev-tests")]
+command! { "VFIO_DEVICE_SET_IRQS", VFIO_BASE + 10, IrqSetEventfd, argsz, none }
 
 #[cfg(feature = "mock")]
 command! { "IOMMU_TEST_CMD", IOMMUFD_CMD_BASE + 32, iommu_test_cmd, size, |command, buffer| {

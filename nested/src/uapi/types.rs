@@ -46,6 +46,25 @@ pub struct vfio_pci_dependent_device {
     pub devfn: u8,
 }
 
+/// `struct vfio_irq_set` of `linux/vfio.h`, with one eventfd for data.
+#[cfg(feature = "cdev-tests")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IrqSetEventfd {
+    pub argsz: u32,
+    pub flags: u32,
+    pub index: u32,
+    pub start: u32,
+    pub count: u32,
+    pub eventfd: i32,
+}
+
+#[cfg(feature = "cdev-tests")]
+const _: () = assert!(
+    std::mem::offset_of!(IrqSetEventfd, eventfd)
+        == std::mem::offset_of!(vfio_bindings::bindings::vfio::vfio_irq_set, data)
+);
+
 /// The devices that a reset can reach together, at most, of those that we can be told: four full buses.
 pub const HOT_RESET_DEVICES_MAX: usize = 1024;
 

@@ -13,6 +13,7 @@ use viommu_core::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::tables::TABLE_EVENT_SIZE;
 use super::{Arena, Buffer, GuestMemory, SplitQueue, Used, WaitError};
 
 /// A virtio-iommu driver with its two queues.
@@ -93,7 +94,8 @@ impl IommuDriver {
         limit: Duration,
     ) -> IommuDriver {
         let slots = (0..SLOTS_MAX.min(requests.size() / 2)).map(|_| arena.take(2 * PART_MAX, 16)).collect();
-        let event_buffers = (0..SLOTS_MAX.min(events.size())).map(|_| arena.take(EVENT_SIZE, 8)).collect();
+        let event_buffers =
+            (0..SLOTS_MAX.min(events.size())).map(|_| arena.take(TABLE_EVENT_SIZE.into(), 8)).collect();
         IommuDriver {
             memory: requests.memory().clone(),
             requests,
@@ -234,12 +236,16 @@ impl IommuDriver {
 
     /// Gives `count` event buffers to the device; fewer when there are no more.
     pub fn post_event_buffers(&mut self, count: usize) {
+        self.post_buffers(count, EVENT_SIZE);
+    }
+
+    pub(super) fn post_buffers(&mut self, count: usize, room: u32) {
         for _ in 0..count {
             let Some(buffer) = self.event_buffers.last().copied() else {
                 break;
             };
-            self.memory.write(buffer, &[UNTOUCHED; EVENT_SIZE as usize]);
-            let Some(head) = self.events.add(&[Buffer::writable(buffer, EVENT_SIZE as u32)]) else {
+            self.memory.write(buffer, &[UNTOUCHED; TABLE_EVENT_SIZE as usize]);
+            let Some(head) = self.events.add(&[Buffer::writable(buffer, room)]) else {
                 break;
             };
             self.event_buffers.pop();
@@ -253,14 +259,15 @@ impl IommuDriver {
     /// # Errors
     /// No event.
     pub fn wait_event(&mut self) -> Result<Event, DriverError> {
+        let (written, bytes) = self.wait_event_bytes(EVENT_SIZE)?;
+        Ok(Event { written, fault: Fault::read_from_bytes(&bytes).expect("the size of an event") })
+    }
+
+    pub(super) fn wait_event_bytes(&mut self, length: u32) -> Result<(u32, Vec<u8>), DriverError> {
         let used = self.events.wait_used(self.limit).map_err(DriverError::Wait)?;
         let buffer = self.posted.remove(&used.head).ok_or(DriverError::UnknownChain(used))?;
         self.event_buffers.push(buffer);
-        let bytes = self.memory.read(buffer, EVENT_SIZE as usize);
-        Ok(Event {
-            written: used.written,
-            fault: Fault::read_from_bytes(&bytes).expect("the size of an event"),
-        })
+        Ok((used.written, self.memory.read(buffer, length as usize)))
     }
 
     /// Takes everything back and begins anew, as a driver does after it has reset the device.
@@ -281,7 +288,11 @@ impl IommuDriver {
         &mut self.events
     }
 
-    fn request_of<T: IntoBytes + Immutable>(&mut self, request: &T) -> Result<Reply, DriverError> {
+    /// A request whose reply is a status.
+    ///
+    /// # Errors
+    /// No reply.
+    pub fn request_of<T: IntoBytes + Immutable>(&mut self, request: &T) -> Result<Reply, DriverError> {
         self.request(request.as_bytes(), size_of::<Tail>())
     }
 }
@@ -290,7 +301,7 @@ fn head(kind: RequestType) -> Head {
     Head { kind, reserved: [0; 3] }
 }
 
-const EVENT_SIZE: u64 = size_of::<Fault>() as u64;
+const EVENT_SIZE: u32 = size_of::<Fault>() as u32;
 /// Requests or event buffers at most.
 const SLOTS_MAX: u16 = 64;
 /// Bytes at most in the readable or the writable part of a request.

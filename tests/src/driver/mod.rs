@@ -10,6 +10,7 @@ mod iommu;
 mod layout;
 mod memory;
 mod queue;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -17,3 +18,4 @@ pub use iommu::{DriverError, Event, IommuDriver, Reply, UNTOUCHED};
 pub use layout::{Buffer, Descriptor, Rings, flags};
 pub use memory::{Arena, GuestMemory};
 pub use queue::{EventIdx, SplitQueue, Used, WaitError};
+pub use tables::{TableEvent, attach_table, invalidate};

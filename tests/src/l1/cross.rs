@@ -36,6 +36,15 @@ pub fn build_release(package: &str, program: &str) -> Result<PathBuf> {
     cargo(&["build", "--release", "--package", package, "--bin", program], program)
 }
 
+/// The same with these features, be they of another package as in `package/feature`.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_release_with(package: &str, program: &str, features: &str) -> Result<PathBuf> {
+    let arguments = ["build", "--release", "--package", package, "--bin", program, "--features", features];
+    cargo(&arguments, program)
+}
+
 /// Builds the program of a benchmark of this package, with optimisation, which has to have these features.
 ///
 /// # Errors

@@ -27,6 +27,6 @@ mod machine;
 mod qtest;
 mod testbed;
 
-pub use cross::{TARGET, build, build_bench, build_example, build_release, build_test};
+pub use cross::{TARGET, build, build_bench, build_example, build_release, build_release_with, build_test};
 pub use machine::{Machine, Report};
 pub use testbed::Testbed;

@@ -5,7 +5,7 @@
 //! | device          | can                                                                  | needs bus mastering |
 //! |-----------------|----------------------------------------------------------------------|---------------------|
 //! | `iommu-testdev` | write a fixed pattern at once, and say whether that was refused      | no                  |
-//! | `edu`           | read and write 4 KiB of its own, in about 100 ms; says nothing more | yes                 |
+//! | `edu`           | read and write 4 KiB of its own, in about 100 ms; says nothing more; interrupt | yes      |
 //!
 //! To read first: QEMU's `docs/specs/iommu-testdev.rst` and `docs/specs/edu.rst`.
 
@@ -85,6 +85,17 @@ impl Edu<'_> {
     /// The device does not end.
     pub fn write(&self, iova: u64, length: u32) -> Result<()> {
         self.transfer(Self::BUFFER, iova, length, Self::START | Self::TO_MEMORY)
+    }
+
+    /// Raises its interrupt, and lowers it: a message if it was told to send such.
+    ///
+    /// # Errors
+    /// As for [`Registers::write_u32`].
+    pub fn interrupt(&self) -> Result<()> {
+        const RAISE: u64 = 0x60;
+        const ACKNOWLEDGE: u64 = 0x64;
+        self.0.write_u32(RAISE, 1)?;
+        self.0.write_u32(ACKNOWLEDGE, 1)
     }
 
     const START: u64 = 1;

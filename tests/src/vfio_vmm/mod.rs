@@ -11,10 +11,12 @@ mod engine;
 mod function;
 mod launch;
 mod registers;
+mod stage1;
 mod vmm;
 
 pub use engine::{Edu, TestDevice, Written};
 pub use function::Function;
 pub use launch::{Launch, SharedDevice};
 pub use registers::Registers;
+pub use stage1::{ABORT, Allows, BYPASS, Descriptor, Stage1};
 pub use vmm::{Guest, VfioVmm};

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::io::fcntl_dupfd_cloexec;
 use tempfile::TempDir;
 use vhost::VhostBackend;
-use viommu_core::{Access, DomainId, EndpointId, Gpa, IovaRange};
+use viommu_core::{Access, DomainId, EndpointId, Gpa, Invalidation, IovaRange};
 use viommu_nested::object::{Context, Hwpt, HwptFlags, Ioas, PageTable};
 use viommu_nested::{Attached, Cdev};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -243,6 +243,11 @@ impl VfioVmm {
         self.devices[device].shared.endpoint
     }
 
+    /// A device as the VMM has it, once it is plugged.
+    pub fn cdev(&self, device: usize) -> Option<&Cdev> {
+        Some(self.devices[device].attached.as_ref()?.device())
+    }
+
     /// The registers of a device.
     pub fn registers(&self, device: usize) -> &Registers {
         &self.devices[device].registers
@@ -298,6 +303,26 @@ impl VfioVmm {
     pub fn unmap(&mut self, domain: u32, iova: u64, length: u64) -> Result<u8> {
         let range = IovaRange::from_length(iova, length).context("a range")?;
         status(self.guest().driver.unmap(DomainId(domain), range))
+    }
+}
+
+/// The requests of a device of tables.
+impl VfioVmm {
+    /// ATTACH_TABLE of a device with these words of a stream table entry: the status.
+    ///
+    /// # Errors
+    /// No reply.
+    pub fn attach_table(&mut self, domain: u32, device: usize, ste: [u64; 2]) -> Result<u8> {
+        let endpoint = self.endpoint(device);
+        status(self.guest().driver.attach_table(DomainId(domain), endpoint, ste))
+    }
+
+    /// INVALIDATE: the status.
+    ///
+    /// # Errors
+    /// No reply.
+    pub fn invalidate(&mut self, domain: u32, what: &Invalidation) -> Result<u8> {
+        status(self.guest().driver.invalidate(DomainId(domain), what))
     }
 }
 

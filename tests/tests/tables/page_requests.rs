@@ -258,6 +258,14 @@ fn pages_and_faults_have_limits_of_their_own() {
 fn a_guest_without_the_feature_is_asked_for_nothing() {
     let mut bed = bed();
     assert!(bed.ask(group(VTD, None, 1), 1, 0));
+    let fault = viommu_core::TableFault {
+        endpoint: EndpointId(VTD),
+        pasid: None,
+        address: None,
+        access: viommu_core::TableAccess::READ,
+        reason: viommu_core::TableFaultReason::Table,
+    };
+    assert!(bed.device.report_table_fault(fault));
     bed.device.negotiate(0);
     assert!(!bed.ask(group(VTD, None, 2), 1, 0));
     assert_eq!(bed.refused(), [1, 2]);

@@ -193,6 +193,9 @@ mod tests {
         }
     }
 
+    /// What is done to a device, and what that breaks.
+    type Harm = (fn(&mut Device), Broken);
+
     const TABLE: Table = Table::IntelPt { flags: 0, root: Gpa(0x1000), address_bits: 48 };
 
     /// An endpoint with a table, and another for a PASID of it in a domain of its own; a page request waits.
@@ -214,9 +217,6 @@ mod tests {
         assert_eq!(device.check_invariants(), Ok(()));
         device
     }
-
-    /// What is done to a device, and what is noticed.
-    type Harm = (fn(&mut Device), Broken);
 
     #[test]
     fn a_table_without_its_domain_or_a_domain_without_its_table_is_noticed() {

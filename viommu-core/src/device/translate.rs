@@ -44,11 +44,11 @@ impl Device {
         }
         let domain = self.domains.get(&id).ok_or(refuse(FaultReason::Domain))?;
         //= tables#Domains T7
-        // Only hardware walks tables; what asks here has none.
-        if domain.table_format().is_some() {
-            return Err(refuse(FaultReason::Unknown));
-        }
-        domain.lookup(iova, access).ok_or(refuse(FaultReason::Mapping))
+        // Only hardware walks tables; what asks here is none.
+        let has_tables = || domain.table_format().is_some();
+        domain
+            .lookup(iova, access)
+            .ok_or_else(|| refuse(if has_tables() { FaultReason::Unknown } else { FaultReason::Mapping }))
     }
 
     /// Translates an access of `length` bytes at `iova`, piece by piece. An empty access has no pieces; one

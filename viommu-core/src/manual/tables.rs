@@ -50,12 +50,11 @@
 //! descriptors, and they share what these name. But all are of one format, and no attachment with a table shares a
 //! domain with one without. An endpoint and its PASIDs can be in different domains.
 //!
-//! Endpoints of a domain may be behind different units of hardware: the device has each of them do the INVALIDATE.
+//! On Arm the numbers are those of the hardware, which domains do not have each for themselves: two address spaces have two
+//! numbers, whatever their domains, and one gets a number that another had when that is invalidated. An endpoint that had
+//! no table begins with no cache that knows of what was before.
 //!
-//! On Arm an ASID is a number of the hardware and not of a domain: translations are cached by it alone. So no two address
-//! spaces of a guest have one ASID at a time, whatever domains they are in, and one that is used anew needs an INVALIDATE
-//! before, of a domain that had it. A domain that has ended cannot be named: the device forgets what is cached of
-//! tables that were detached, or that a reset ended, before it attaches the next one to an endpoint.
+//! Endpoints of a domain may be behind different units of hardware: the device has each of them do the INVALIDATE.
 //!
 //! Endpoints that the host cannot isolate from each other must be in one domain, as with mappings, and use the same table
 //! too. They have no PASIDs.
@@ -265,6 +264,7 @@
 //! | T6 | MUST | leave an endpoint's PASIDs without tables on DETACH, and on an ATTACH that moves it |
 //! | T7 | MUST | refuse what an endpoint does whose accesses no hardware translates |
 //! | T8 | MUST | drop all tables on a device reset |
+//! | T9 | MUST | hold nothing in a cache of what tables led to before when an endpoint that had no table gets one |
 //!
 //! ## ATTACH_TABLE
 //!

@@ -4,6 +4,7 @@
 
 mod engine;
 mod iops;
+mod nested;
 mod spread;
 mod vfio;
 
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "Usage: scripts/bench iops [ROUNDS [MODE...]]
        scripts/bench vfio [ROUNDS]
+       scripts/bench nested [ROUNDS]
        scripts/bench engine [quick | MAPPINGS [ROUNDS]]";
 
 fn main() -> ExitCode {
@@ -24,6 +26,10 @@ fn main() -> ExitCode {
         }
         ["vfio"] => vfio::run(3),
         ["vfio", rounds] if rounds.parse::<NonZeroUsize>().is_ok() => vfio::run(rounds.parse().unwrap_or(1)),
+        ["nested"] => nested::run(5),
+        ["nested", rounds] if rounds.parse::<NonZeroUsize>().is_ok() => {
+            nested::run(rounds.parse().unwrap_or(1))
+        }
         ["engine", ref size @ ..] => match engine::Size::of(size) {
             Some(size) => engine::run(size),
             None => return usage(),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `BTreeMap` as two VMMs go about it, beside our engine in the same round.
+//! `BTreeMap` as two VMMs go about it, and an array as the least that memory costs, beside our engine in the same round.
 
-use viommu_tests::peers::{CloudHypervisor, Crosvm, Store, mapping};
+use viommu_tests::peers::{Array, CloudHypervisor, Crosvm, Store, mapping};
 
 use super::side::{lookups, pairs};
 use super::table::Table;
@@ -16,14 +16,19 @@ const SCANS: usize = 8;
 pub struct Vmms {
     crosvm: Crosvm,
     cloud_hypervisor: CloudHypervisor,
+    array: Array,
 }
 
 impl Vmms {
     pub fn new(workload: &Workload) -> Vmms {
-        let mut vmms = Vmms { crosvm: Crosvm::default(), cloud_hypervisor: CloudHypervisor::default() };
+        let first = workload.in_order.first().map_or(0, |range| range.start());
+        let array = Array::new(first, workload.in_order.len());
+        let mut vmms =
+            Vmms { crosvm: Crosvm::default(), cloud_hypervisor: CloudHypervisor::default(), array };
         for range in &workload.map {
             vmms.crosvm.map(mapping(*range));
             vmms.cloud_hypervisor.map(mapping(*range));
+            vmms.array.map(mapping(*range));
         }
         vmms
     }
@@ -33,6 +38,8 @@ impl Vmms {
         let mut add = |side, op, measured| table.add(&workload.name, op, side, measured);
         add("crosvm", Op::Pair, pairs(&mut self.crosvm, &workload.pair));
         add("crosvm", Op::Lookup, lookups(&mut self.crosvm, &workload.lookup));
+        add("an array", Op::Pair, pairs(&mut self.array, &workload.pair));
+        add("an array", Op::Lookup, lookups(&mut self.array, &workload.lookup));
         let few = workload.pair.len().min(SCANS);
         add("cloud-hypervisor", Op::Pair, pairs(&mut self.cloud_hypervisor, &workload.pair[..few]));
         add("cloud-hypervisor", Op::Shared, lookups(&mut self.cloud_hypervisor, &workload.lookup));
