@@ -376,6 +376,21 @@ fn what_lingers_keeps_its_tables_until_it_is_moved() {
     assert!(bed.has_memory(OTHER));
 }
 
+/// It would fill the caches of a vIOMMU with what old tables lead to, under numbers that new ones may have.
+#[test]
+fn what_lingers_in_a_viommu_ends_when_another_gets_a_table() {
+    for (of_vendor, ends) in [(on_parent as fn(u64) -> _, false), (in_viommu, true)] {
+        let mut bed = TableBed::new();
+        for endpoint in ENDPOINTS {
+            bed.attach(endpoint, None, of_vendor(1).0).expect("it is attached");
+        }
+        bed.shadow.reset();
+        bed.attach(ONE, None, of_vendor(2).0).expect("it is attached");
+        assert_eq!(bed.shadow.device(OTHER).expect("its device").is_blocked(), ends);
+        assert_eq!(bed.shadow.reach(OTHER) == Some(Reach::Lingering), !ends);
+    }
+}
+
 #[test]
 fn a_device_that_is_bound_late_gets_its_tables_then() {
     let mut bed = TableBed::new();
