@@ -46,14 +46,19 @@ impl<D: Attach> Shadow<D> {
         }
     }
 
-    /// Adds what the kernel had to tell to `notices`, as far as it got. More may be to come after either end.
+    /// Adds what the kernel had to tell to `notices`. More may be to come after either end.
     ///
     /// # Errors
-    /// Of `read`.
+    /// Of `read`, for the first queue that cannot be read; the others are.
     pub fn read_notices(&mut self, notices: &mut Vec<Notice>) -> Result<()> {
+        let mut result = Ok(());
         for base in self.bases() {
-            self.read_events(&base, notices)?;
+            result = result.and(self.read_events(&base, notices));
         }
+        result.and(self.read_requests(notices))
+    }
+
+    fn read_requests(&mut self, notices: &mut Vec<Notice>) -> Result<()> {
         let Some(faults) = self.faults.clone() else { return Ok(()) };
         // The kernel tells all of a group at once.
         let requests = faults.read()?;

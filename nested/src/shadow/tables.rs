@@ -17,7 +17,7 @@ use crate::format::{self, Description, Format, Root};
 use crate::object::{FaultQueue, Hwpt, PageTable};
 
 use super::base::{Base, Seat};
-use super::{Reach, Shadow};
+use super::{Endpoint, Reach, Shadow};
 
 /// A table that is in use.
 #[derive(Clone, Debug)]
@@ -250,10 +250,14 @@ impl<D: Attach> Shadow<D> {
     fn begin_afresh(&mut self, base: &Arc<Base>, endpoint: EndpointId) -> Result<()> {
         //= tables#Domains T9
         // Else a driver of another life could meet what its predecessor left under the same numbers.
-        if self.reach(endpoint) == Some(Reach::Lingering) {
-            // It would fill them again.
-            self.block_group(endpoint)?;
-        }
+        let lingers = |id: EndpointId, found: &Endpoint<D>| {
+            let shares_caches = id == endpoint || (base.viommu().is_some() && found.is_over(base));
+            found.reach == Reach::Lingering && shares_caches
+        };
+        let lingering: Vec<EndpointId> =
+            self.endpoints.iter().filter(|(id, found)| lingers(**id, found)).map(|(id, _)| *id).collect();
+        // They would fill them again.
+        lingering.into_iter().try_for_each(|id| self.block_group(id))?;
         self.invalidate_base(base)
     }
 

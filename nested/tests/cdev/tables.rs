@@ -219,6 +219,23 @@ fn a_changed_entry_counts_from_its_invalidation_on() {
     assert_eq!(bed.fault_of(IOVA), failed_write(TableFaultReason::Mapping, IOVA));
 }
 
+/// An address space is known to the cache by its number alone, and a guest cannot name a domain that is gone.
+#[test]
+fn what_was_cached_of_a_table_that_went_counts_for_no_other() {
+    let mut bed = Bed::attached();
+    bed.map(IOVA, PAGES[0]);
+    assert_eq!(bed.written(IOVA), Some([true, false]));
+    bed.apply(Change::Detach { endpoint: ENDPOINT, from: DOMAIN }).expect("it is detached");
+    bed.map(IOVA, PAGES[1]);
+    bed.attach(stage_1(bed.descriptor)).expect("it is attached");
+    assert_eq!(bed.written(IOVA), Some([false, true]), "after it was detached");
+    bed.shadow.reset();
+    assert_eq!(bed.written(IOVA), Some([false, true]), "it lingers");
+    bed.map(IOVA, PAGES[0]);
+    bed.attach(stage_1(bed.descriptor)).expect("it is attached");
+    assert_eq!(bed.written(IOVA), Some([true, false]), "after a reset");
+}
+
 #[test]
 fn a_block_is_one_page() {
     let mut bed = Bed::attached();

@@ -317,6 +317,17 @@ fn a_pasid_has_a_table_beside_untranslated_memory() {
 }
 
 #[test]
+fn whoever_moves_to_a_bypass_domain_has_no_pasids_any_more() {
+    let mut bed = TableBed::new();
+    bed.attach(ONE, None, on_parent(1).0).expect("it is attached");
+    bed.attach(ONE, Some(PASID), on_parent(2).0).expect("it is attached");
+    bed.apply(Change::Attach { endpoint: ONE, from: Some(DOMAIN), to: DomainId(4), bypass: true })
+        .expect("it moves");
+    bed.is_free(ONE, PASID);
+    assert!(bed.has_memory(ONE));
+}
+
+#[test]
 fn what_cannot_be_is_refused_before_the_kernel_hears_of_it() {
     let mut bed = TableBed::new();
     bed.attach(ONE, None, in_viommu(1).0).expect("it is attached");
@@ -367,6 +378,21 @@ fn what_lingers_keeps_its_tables_until_it_is_moved() {
     bed.shadow.move_to(OTHER, Goal::Memory, &bed.known).expect("it is quiet");
     bed.is_free(OTHER, PASID);
     assert!(bed.has_memory(OTHER));
+}
+
+/// It would fill the caches of a vIOMMU with what old tables lead to, under numbers that new ones may have.
+#[test]
+fn what_lingers_in_a_viommu_ends_when_another_gets_a_table() {
+    for (of_vendor, ends) in [(on_parent as fn(u64) -> _, false), (in_viommu, true)] {
+        let mut bed = TableBed::new();
+        for endpoint in ENDPOINTS {
+            bed.attach(endpoint, None, of_vendor(1).0).expect("it is attached");
+        }
+        bed.shadow.reset();
+        bed.attach(ONE, None, of_vendor(2).0).expect("it is attached");
+        assert_eq!(bed.shadow.device(OTHER).expect("its device").is_blocked(), ends);
+        assert_eq!(bed.shadow.reach(OTHER) == Some(Reach::Lingering), !ends);
+    }
 }
 
 #[test]
@@ -470,6 +496,7 @@ fn after_any_failure_in_the_kernel_the_tables_are_those_before_or_those_after() 
     let mut failures = Failures::new();
     let attach = |pasid, table| Change::AttachTable { endpoint: ONE, pasid, from: None, to: DOMAIN, table };
     let detach = Change::Detach { endpoint: ONE, from: DOMAIN };
+    let bypass = Change::Attach { endpoint: ONE, from: None, to: DomainId(4), bypass: true };
     let [one, two, three] = [1, 2, 3].map(on_parent);
     let on_parent = [
         (attach(None, one.0), (Some(one.1), None)),
@@ -480,6 +507,8 @@ fn after_any_failure_in_the_kernel_the_tables_are_those_before_or_those_after() 
         (Change::DetachPasid { endpoint: ONE, pasid: PASID, from: DOMAIN }, (Some(three.1), None)),
         (attach(Some(PASID), one.0), (Some(three.1), Some(one.1))),
         (detach, (None, None)),
+        (attach(Some(PASID), two.0), (None, Some(two.1))),
+        (bypass, (None, None)),
         (attach(Some(PASID), two.0), (None, Some(two.1))),
         (detach, (None, None)),
     ];

@@ -64,8 +64,8 @@ impl Life {
             5 if self.device.mode().is_table() => self.ask(input),
             5 => self.report(input),
             6 => {
-                if self.device.next_event().is_some() {
-                    self.device.event_sent();
+                if let Some(event) = self.device.next_event() {
+                    self.device.event_sent(&event);
                 }
             }
             7 => self.access(input),

@@ -113,8 +113,8 @@ impl Bench {
                 let event = self.device.next_event();
                 let bytes = event.map(|event| event.bytes().to_vec());
                 assert_eq!(bytes, self.reference.take_event().map(|event| event.to_vec()));
-                if event.is_some() {
-                    self.device.event_sent();
+                if let Some(event) = event {
+                    self.device.event_sent(&event);
                 }
             }
             Op::Access { endpoint, iova, length, access } => {

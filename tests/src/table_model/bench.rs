@@ -196,8 +196,8 @@ impl Bench {
         let event = self.device.next_event();
         let written = event.as_ref().and_then(|event| event.for_buffer(room)).map(<[u8]>::to_vec);
         match (&event, &written) {
-            (Some(_), Some(_)) => self.device.event_sent(),
-            (Some(_), None) => self.device.event_unfit(),
+            (Some(event), Some(_)) => self.device.event_sent(event),
+            (Some(event), None) => self.device.event_unfit(event),
             (None, _) => {}
         }
         assert_eq!(written, self.reference.buffer(room));

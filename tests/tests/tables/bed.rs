@@ -176,12 +176,19 @@ impl Bed {
         answers.iter().map(|answer| answer.cookie).collect()
     }
 
+    /// The next event, which is taken.
+    pub fn take_event(&mut self) -> Vec<u8> {
+        let event = self.device.next_event().expect("one waits");
+        self.device.event_sent(&event);
+        event.bytes().to_vec()
+    }
+
     /// All events that wait, which are taken.
     pub fn events(&mut self) -> Vec<Vec<u8>> {
         let mut events = Vec::new();
         while let Some(event) = self.device.next_event() {
             events.push(event.bytes().to_vec());
-            self.device.event_sent();
+            self.device.event_sent(&event);
         }
         events
     }

@@ -127,7 +127,7 @@ fn the_first_event_after_a_gap_tells_of_it() {
     let told: Vec<bool> = (0..4).map(|page| bed.device.report_table_fault(fault(page))).collect();
     assert_eq!(told, [true, true, false, false]);
     assert!(bed.device.report_table_fault(fault(1)), "it waits already");
-    bed.device.event_sent();
+    bed.take_event();
     assert!(bed.device.report_table_fault(fault(5)));
     let events = bed.events();
     let lost: Vec<bool> = events.iter().map(|event| word(event, 4) & LOST != 0).collect();
@@ -182,7 +182,7 @@ fn a_short_buffer_gets_the_old_form_of_a_fault() {
     let length = |room| event.for_buffer(room).map(<[u8]>::len);
     assert_eq!([0, 23, 24, 47, 48, 4096].map(length), [None, None, Some(24), Some(24), Some(48), Some(48)]);
     assert_eq!(event.for_buffer(30), event.bytes().get(..24));
-    bed.device.event_unfit();
+    bed.device.event_unfit(&event);
     assert_eq!(bed.device.next_event(), Some(event), "a fault waits for a better buffer");
 }
 
@@ -194,10 +194,29 @@ fn a_page_request_that_fits_nowhere_is_answered() {
     assert!(bed.ask(group(VTD, None, 2), 1, 0));
     let event = bed.device.next_event().expect("an event");
     assert_eq!((event.for_buffer(47), event.for_buffer(48)), (None, Some(event.bytes())));
-    bed.device.event_unfit();
+    bed.device.event_unfit(&event);
     assert_eq!(bed.refused(), [1]);
     assert_eq!(bed.send(request::page_response(VTD, Some(9), 1, 0)), Status::NoEnt);
     assert_eq!(bed.events().len(), 1, "the other group");
+}
+
+/// Time passes while an event is written to its buffer.
+#[test]
+fn what_was_taken_back_meanwhile_takes_no_other_event_with_it() {
+    for is_unfit in [false, true] {
+        let mut bed = bed(Limits::default());
+        assert!(bed.ask(group(VTD, None, 1), 1, 0));
+        let event = bed.device.next_event().expect("an event");
+        bed.device.end_page_requests(EndpointId(VTD));
+        assert_eq!(bed.refused(), [1]);
+        assert!(bed.ask(group(VTD, Some(9), 2), 1, 0));
+        if is_unfit {
+            bed.device.event_unfit(&event)
+        } else {
+            bed.device.event_sent(&event)
+        }
+        assert_eq!((bed.refused(), bed.events().len()), (vec![], 1), "the driver has yet to see it");
+    }
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn a_response_names_what_waits() {
 fn an_answer_takes_back_what_the_driver_has_not_seen() {
     let mut bed = bed();
     assert!(bed.ask(group(VTD, Some(9), 5), 4, 0));
-    bed.device.event_sent();
+    bed.take_event();
     bed.done(page_response(VTD, Some(9), 5, 1));
     assert!(bed.events().is_empty());
 }

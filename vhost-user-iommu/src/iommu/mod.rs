@@ -145,6 +145,7 @@ impl Iommu {
     /// Takes the features that the driver accepted.
     pub fn negotiate(&self, features: u64) {
         self.state().device_mut().negotiate(features);
+        self.pass_answers_on();
     }
 
     /// What a reset of the device by its driver does: endpoints keep their last address space until they are

@@ -48,14 +48,14 @@ impl Iommu {
         self.state().device().next_event()
     }
 
-    /// Forgets the event that [`next_event`](Iommu::next_event) gave.
-    pub fn event_sent(&self) {
-        self.state().device_mut().event_sent();
+    /// The driver has the event that [`next_event`](Iommu::next_event) gave.
+    pub fn event_sent(&self, sent: &Event) {
+        self.state().device_mut().event_sent(sent);
     }
 
     /// The driver's buffer has no room for the event that [`next_event`](Iommu::next_event) gave.
-    pub fn event_unfit(&self) {
-        self.state().device_mut().event_unfit();
+    pub fn event_unfit(&self, event: &Event) {
+        self.state().device_mut().event_unfit(event);
         self.pass_answers_on();
     }
 
@@ -69,12 +69,15 @@ impl Iommu {
             Ok(sources) => sources,
             Err(error) => return error!("nothing can be told of the guest's tables: {error}"),
         };
+        let mut deadline = None;
         loop {
-            let deadline = self.state().device().next_page_deadline();
-            let timeout = deadline.map(|deadline| deadline.saturating_sub(self.watch.begin.elapsed()));
+            let timeout =
+                deadline.map(|deadline: Duration| deadline.saturating_sub(self.watch.begin.elapsed()));
             // An interruption is a reason to look, too.
             let _ = poll(&mut [PollFd::new(&sources.as_fd(), PollFlags::IN)], timeout.map(timespec).as_ref());
-            if let Err(trouble) = self.take_notices(vfio) {
+            let read;
+            (read, deadline) = self.take_notices(vfio);
+            if let Err(trouble) = read {
                 warn!("what the host tells of the guest's tables cannot be read: {trouble}");
                 thread::sleep(AFTER_TROUBLE);
             }
@@ -101,12 +104,13 @@ impl Iommu {
         }
     }
 
-    fn take_notices(&self, vfio: &Vfio) -> viommu_nested::Result<()> {
+    /// Returns also when to look again, if nothing is told until then.
+    fn take_notices(&self, vfio: &Vfio) -> (viommu_nested::Result<()>, Option<Duration>) {
         let _turn = self.turn();
         let mut notices = Vec::new();
         let read = vfio.shadow().read_notices(&mut notices);
         let now = self.watch.begin.elapsed();
-        {
+        let deadline = {
             let mut state = self.state();
             let device = state.device_mut();
             for notice in &notices {
@@ -119,13 +123,15 @@ impl Iommu {
                 }
             }
             device.expire_page_requests(now);
-        }
+            // In this turn none is being answered: one whose answer fails later counts, too.
+            device.next_page_deadline()
+        };
         self.pass_answers_on();
         self.tell_notices(&notices);
         if !notices.is_empty() {
             self.event_waits.wake();
         }
-        read
+        (read, deadline)
     }
 
     fn tell_notices(&self, notices: &[Notice]) {

@@ -34,9 +34,9 @@ impl Queues {
                 buffers.write(&*memory, bytes)
             });
             if written.is_ok() {
-                self.iommu.event_sent();
+                self.iommu.event_sent(&event);
             } else {
-                self.iommu.event_unfit();
+                self.iommu.event_unfit(&event);
                 self.broken.log(|| "an event buffer is too small or outside of memory".to_owned());
             }
             ring.complete(head, written.unwrap_or(0), &memory)?;

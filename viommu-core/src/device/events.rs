@@ -40,17 +40,21 @@ impl Device {
         self.events.first(self.has_table_events()).filter(|_| self.driver_is_up)
     }
 
-    /// Forgets the event that [`next_event`](Device::next_event) gave.
-    pub fn event_sent(&mut self) {
-        self.events.remove_first();
+    /// The driver has `sent`, which [`next_event`](Device::next_event) gave. Another that has become the next since, as
+    /// when the group of a page request is over, stays.
+    pub fn event_sent(&mut self, sent: &Event) {
+        if self.next_event().as_ref() == Some(sent) {
+            self.events.remove_first();
+        }
     }
 
-    /// The driver's buffer has no room for the event that [`next_event`](Device::next_event) gave
-    /// ([`Event::for_buffer`]). A page request is answered in the driver's stead; anything else waits for another buffer.
-    pub fn event_unfit(&mut self) {
+    /// The driver's buffer has no room for `event`, which [`next_event`](Device::next_event) gave
+    /// ([`Event::for_buffer`]). A page request is answered in the driver's stead; anything else waits for another buffer,
+    /// as does another event that has become the next since.
+    pub fn event_unfit(&mut self, event: &Event) {
         //= tables#Events T43b
         // It would block the queue, and the endpoint would wait for its timeout.
-        if let Some(group) = self.events.first_group() {
+        if let Some(group) = self.events.first_group().filter(|_| self.next_event().as_ref() == Some(event)) {
             self.end_request(group);
         }
     }

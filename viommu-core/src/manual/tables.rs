@@ -38,7 +38,9 @@
 //!    that it caches those too (caching mode of VT-d). Many can be in the queue at once: they
 //!    are done in their order, and one kick is enough.
 //! 6. It answers page requests with PAGE_RESP.
-//! 7. DETACH, or a reset of the device, ends it. Then the memory of the tables is its own again.
+//! 7. DETACH ends it. Then the memory of the tables is its own again. A reset of the device ends it, too; but an endpoint
+//!    that is at work then, and was not detached before, goes on with its old tables until it stops (bus mastering off) or
+//!    is attached anew: only then may their memory be used for something else.
 //!
 //! # Domains and attachments
 //!
@@ -209,11 +211,11 @@
 //! | 1 | DOMAIN | the endpoint is in no domain, or the PASID has no table | |
 //! | 2 | MAPPING | F_TRANSLATION | no entry |
 //! | 3 | WALK_EABT | F_WALK_EABT | |
-//! | 4 | PTE_FETCH | F_CD_FETCH | |
+//! | 4 | PTE_FETCH | F_CD_FETCH, or a table outside of the guest's memory | |
 //! | 5 | PERMISSION | F_PERMISSION | the entry forbids it |
 //! | 6 | ACCESS | F_ACCESS | |
 //! | 7 | OOR_ADDRESS | F_ADDR_SIZE | the address is not canonical |
-//! | 8 | TABLE | C_BAD_CD, C_BAD_SUBSTREAMID, C_BAD_STE | |
+//! | 8 | TABLE | C_BAD_CD, C_BAD_SUBSTREAMID, C_BAD_STE, or context descriptors outside of the guest's memory | |
 //!
 //! Faults at tables come when they happen, and no request fails for them: a table that lies outside of the guest's memory
 //! or makes no sense is accepted if the device cannot know, and the first access that needs it ends with an event. VT-d

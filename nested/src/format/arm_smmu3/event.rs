@@ -17,6 +17,9 @@ pub(super) fn event([first, second, third]: [u64; 3]) -> TableFault {
     let (reason, has_address) = match first & 0xff {
         // C_BAD_STE, F_STREAM_DISABLED, C_BAD_SUBSTREAMID, C_BAD_CD.
         0x04 | 0x06 | 0x08 | 0x0a => (TableFaultReason::Table, false),
+        // F_CD_FETCH, F_WALK_EABT.
+        0x09 => (TableFaultReason::PteFetch, false),
+        0x0b => (TableFaultReason::WalkAbort, true),
         // Of F_TRANSLATION and the like below, when guest memory itself lacks what is looked for.
         0x10..=0x13 if is_of_stage_2 => match class {
             0 => (TableFaultReason::Table, true),

@@ -235,6 +235,7 @@ fn a_record_says_why_where_and_who() {
     };
     let (read, write) = (1 << 35, 0);
     for (number, reason) in [
+        (0x0b, TableFaultReason::WalkAbort),
         (0x10, TableFaultReason::Mapping),
         (0x11, TableFaultReason::OutOfRange),
         (0x12, TableFaultReason::Access),
@@ -244,8 +245,12 @@ fn a_record_says_why_where_and_who() {
         let expected = TableFault { endpoint, reason, pasid: None, address, access: TableAccess::READ };
         assert_eq!(record(number, read), expected);
     }
-    for number in [0x04, 0x06, 0x08, 0x0a] {
-        let (endpoint, reason, access) = (EndpointId(0x12), TableFaultReason::Table, TableAccess::empty());
+    for (number, reason) in [0x04, 0x06, 0x08, 0x0a]
+        .map(|number| (number, TableFaultReason::Table))
+        .into_iter()
+        .chain([(0x09, TableFaultReason::PteFetch)])
+    {
+        let (endpoint, access) = (EndpointId(0x12), TableAccess::empty());
         let expected = TableFault { endpoint, reason, pasid: None, address: None, access };
         assert_eq!(record(number, read), expected);
     }
