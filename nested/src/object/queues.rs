@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use iommufd_bindings::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::Object;
@@ -69,6 +70,12 @@ const PAGE_REQUESTS: usize = 512;
 const PAGE_REQUESTS_MAX: usize = 1 << 16;
 
 impl FaultQueue {
+    /// Whether there is something to read.
+    fn has_more(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&now)) == Ok(1)
+    }
+
     /// A new one.
     ///
     /// # Errors
@@ -100,6 +107,10 @@ impl FaultQueue {
             match rustix::io::read(&self.file, &mut bytes) {
                 // The first group has more.
                 Err(Errno::INVAL) if bytes.len() < PAGE_REQUESTS_MAX * PAGE_REQUEST_BYTES => {
+                    bytes.resize(bytes.len() * 2, 0);
+                }
+                // Other kernels say so by reading nothing.
+                Ok(0) if self.has_more() && bytes.len() < PAGE_REQUESTS_MAX * PAGE_REQUEST_BYTES => {
                     bytes.resize(bytes.len() * 2, 0);
                 }
                 Err(Errno::AGAIN) => break 0,

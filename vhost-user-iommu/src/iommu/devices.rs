@@ -122,7 +122,7 @@ impl Iommu {
         }
     }
 
-    fn block(&self, shadow: &mut Shadow<Device>, endpoint: EndpointId) {
+    pub(super) fn block(&self, shadow: &mut Shadow<Device>, endpoint: EndpointId) {
         if let Err(error) = shadow.block(endpoint) {
             error!("endpoint {}: it cannot be blocked: {error}", self.label(endpoint));
         }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 use viommu_core::EndpointId;
 use viommu_nested::Attach;
-use viommu_nested::shadow::{Goal, Reach};
+use viommu_nested::shadow::{Goal, Reach, Shadow};
 
 use crate::sync::lock;
 use crate::vfio::Device;
@@ -131,13 +131,23 @@ impl Iommu {
         }
         let mut shadow = vfio.shadow();
         let is_bound = shadow.device(endpoint).is_some_and(Device::is_bound);
-        if is_bound && goal.is_none_or(|goal| shadow.move_to(endpoint, goal, self).is_ok()) {
+        if is_bound {
             since.get_or_insert_with(Instant::now);
-            if let Err(error) = shadow.attach_pasids(endpoint, self) {
-                self.host_errors.log(|| format!("endpoint {}: {error}", self.label(endpoint)));
-            }
+            self.place_new(&mut shadow, endpoint, goal);
         }
         true
+    }
+
+    /// The guest was told that its request is done before there was a device. So one that the host keeps out of where it
+    /// belongs reaches nothing; it is tried again for a while.
+    fn place_new(&self, shadow: &mut Shadow<Device>, endpoint: EndpointId, goal: Option<Goal>) {
+        let moved = goal.map_or(Ok(()), |goal| shadow.move_to(endpoint, goal, self));
+        if moved.is_err() {
+            self.block(shadow, endpoint);
+        }
+        if let Err(error) = moved.and_then(|()| shadow.attach_pasids(endpoint, self)) {
+            self.host_errors.log(|| format!("endpoint {}: {error}", self.label(endpoint)));
+        }
     }
 
     fn has_pasids(&self, endpoint: EndpointId) -> bool {

@@ -229,7 +229,7 @@ impl Vfio {
     fn support(&self, endpoint: EndpointId, facts: &Facts) -> Option<TableSupport> {
         let support = facts.tables?.support(self.page_requests);
         let is_shown = self.with_pasids.contains(&endpoint);
-        Some(if is_shown { support } else { TableSupport { pasids: None, page_requests: None, ..support } })
+        Some(if is_shown { support } else { without_pasids(support) })
     }
 
     /// Guest memory that the kernel knows by its address.
@@ -265,15 +265,36 @@ impl Vfio {
 const PAGE_REQUESTS: PageRequestSupport =
     PageRequestSupport { requests_max: 128, timeout: Duration::from_secs(10) };
 
+/// For a guest that cannot turn them on; the hardware's registers tell of them, too.
+fn without_pasids(support: TableSupport) -> TableSupport {
+    let hardware = match support.hardware {
+        TableHardware::IntelVtd { flags, cap, ecap } => {
+            TableHardware::IntelVtd { flags, cap, ecap: ecap & !ECAP_OF_PASIDS }
+        }
+        smmu @ TableHardware::ArmSmmu3 { .. } => smmu,
+    };
+    TableSupport { hardware, pasids: None, page_requests: None, ..support }
+}
+
+/// VT-d's `ECAP.PRS`, `PSS` and `PASID`.
+const ECAP_OF_PASIDS: u64 = 1 << 29 | 0x1f << 35 | 1 << 40;
+
 /// Refuses a device that could never translate anything.
 fn check_mode(mode: Mode, facts: &Facts) -> Result<(), UsageError> {
     if !mode.is_table() || facts.tables.is_some() {
         return Ok(());
     }
-    Err(UsageError::new(
-        format!("behind the IOMMU of {} the host's kernel nests no tables of a guest's", facts.name),
-        "leave --mode table out; it takes an Arm SMMUv3 or Intel VT-d with nesting, and Linux 6.13 or newer",
-    ))
+    let (problem, mend) = match facts.translated {
+        Some(_) => (
+            format!("behind the IOMMU of {} the host's kernel nests no tables of a guest's", facts.name),
+            "leave --mode table out; it takes an Arm SMMUv3 or Intel VT-d with nesting, and Linux 6.13 or newer",
+        ),
+        None => (
+            format!("the device {} could not be tried out, so nothing is known of its tables", facts.name),
+            "start the daemon before the VMM binds the device, with the right to open both files anew",
+        ),
+    };
+    Err(UsageError::new(problem, mend))
 }
 
 /// What the device makes of the host's error.
@@ -291,4 +312,21 @@ fn tell_missing(context: &Context) {
 
 fn not_suited(error: &Error) -> UsageError {
     UsageError::new(format!("the host's kernel refuses: {error}"), "look at its log")
+}
+
+#[cfg(test)]
+mod tests {
+    use viommu_core::PasidSupport;
+
+    use super::*;
+
+    #[test]
+    fn the_registers_tell_a_guest_without_a_capability_of_no_pasids_and_of_all_else() {
+        let pasids = Some(PasidSupport { bits: 20, exec: false, privileged: false });
+        let hardware = TableHardware::IntelVtd { flags: 1, cap: u64::MAX, ecap: u64::MAX };
+        let support = TableSupport { hardware, ats: true, pasids, page_requests: Some(PAGE_REQUESTS) };
+        let left = without_pasids(support);
+        let hardware = TableHardware::IntelVtd { flags: 1, cap: u64::MAX, ecap: 0xffff_fe07_dfff_ffff };
+        assert_eq!(left, TableSupport { hardware, ats: true, pasids: None, page_requests: None });
+    }
 }

@@ -42,6 +42,8 @@
 //!    that is at work then, and was not detached before, goes on with its old tables until it stops (bus mastering off) or
 //!    is attached anew: only then may their memory be used for something else.
 //!
+//! `input_range` says nothing of tables: what a table can translate, the hardware's registers tell.
+//!
 //! # Domains and attachments
 //!
 //! A table belongs to an *attachment*: an endpoint, which stands for its accesses without a PASID, or one PASID of an
