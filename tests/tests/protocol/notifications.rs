@@ -135,6 +135,23 @@ fn a_device_that_has_looked_for_requests_in_vain_sleeps() {
 }
 
 #[test]
+fn a_ring_stops_while_the_device_looks_for_requests_and_is_kicked_when_it_goes_on() {
+    let served = Served::with(&["--poll", "10000"]);
+    for setup in [Setup::default(), Setup::plain()] {
+        let mut vmm = served.vmm_with(setup);
+        for _ in 0..20 {
+            for _ in 0..3 {
+                vmm.assert_served();
+            }
+            // At once: the device still looks.
+            vmm.front_end.stop_ring(0).expect("it stops");
+            vmm.front_end.start_ring(0, vmm.driver.requests()).expect("it goes on");
+        }
+        vmm.assert_served();
+    }
+}
+
+#[test]
 fn no_event_comes_unasked_for() {
     let served = Served::new();
     let mut vmm = served.vmm();

@@ -197,7 +197,8 @@ fn a_storm_of_faults_costs_others_nothing() -> Result<()> {
     let (mut told, mut is_lost, mut last) = (0, false, None);
     loop {
         bed.post(1);
-        let event = bed.event()?;
+        // What was lost may have been told with the last of them.
+        let Ok(event) = bed.event() else { break };
         is_lost |= event.flags.get() & FAULT_F_LOST != 0;
         if event.flags.get() & FAULT_F_ADDRESS == 0 {
             assert_eq!(event.reason, 0, "{event:?}");

@@ -33,8 +33,9 @@ impl Queues {
             ring.disable_notification()?;
             self.serve_available_requests(ring)?;
             between();
-            let found = lock(&self.polling).finds(|| self.is_over() || ring.has_news());
-            if self.is_over() || !(found || ring.enable_notification()?) {
+            let found = lock(&self.polling).finds(|| self.is_over() || ring.has_news()) && ring.is_running();
+            let is_more = found || ring.enable_notification()?;
+            if !is_more || self.is_over() {
                 return Ok(());
             }
         }
