@@ -7,6 +7,7 @@
 //! answered, in `page_request`.
 
 use alloc::collections::VecDeque;
+use core::fmt;
 
 use bitflags::bitflags;
 use zerocopy::IntoBytes;
@@ -65,6 +66,41 @@ pub struct TableFault {
     pub access: TableAccess,
     /// Why not.
     pub reason: TableFaultReason,
+}
+
+impl fmt::Display for TableFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.endpoint)?;
+        self.pasid.map_or(Ok(()), |pasid| write!(f, " with {pasid}"))?;
+        f.write_str(" may not ")?;
+        match self.access {
+            access if access.contains(TableAccess::EXEC) => f.write_str("execute")?,
+            access if access.contains(TableAccess::READ | TableAccess::WRITE) => {
+                f.write_str("read and write")?
+            }
+            access if access.contains(TableAccess::WRITE) => f.write_str("write")?,
+            access if access.contains(TableAccess::READ) => f.write_str("read")?,
+            _ => f.write_str("do what it tried")?,
+        }
+        self.address.map_or(Ok(()), |address| write!(f, " at {address:#x}"))?;
+        write!(f, ": {}", self.reason)
+    }
+}
+
+impl fmt::Display for TableFaultReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TableFaultReason::Unknown => "the hardware does not tell why",
+            TableFaultReason::Domain => "there is no table for it",
+            TableFaultReason::Mapping => "nothing is mapped there",
+            TableFaultReason::WalkAbort => "a table could not be read",
+            TableFaultReason::PteFetch => "an entry could not be fetched",
+            TableFaultReason::Permission => "the entry forbids it",
+            TableFaultReason::Access => "the entry's access flag is not set",
+            TableFaultReason::OutOfRange => "the address has too many bits",
+            TableFaultReason::Table => "what describes the table is bad",
+        })
+    }
 }
 
 /// A page that an endpoint asks for.
@@ -311,3 +347,29 @@ fn wide(event: wire::TableEvent) -> Event {
 //= tables#Events T40b
 // What is not said is zero.
 const EMPTY: wire::TableEvent = zerocopy::transmute!([0u8; TABLE_EVENT_SIZE]);
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_fault_at_a_table_is_shown_with_who_tried_what_where_and_why_not() {
+        let fault = TableFault {
+            endpoint: EndpointId(24),
+            pasid: None,
+            address: Some(0x7f00_0000_1000),
+            access: TableAccess::WRITE,
+            reason: TableFaultReason::Mapping,
+        };
+        assert_eq!(
+            fault.to_string(),
+            "endpoint 0x18 may not write at 0x7f0000001000: nothing is mapped there"
+        );
+        let (pasid, access) = (Some(Pasid(5)), TableAccess::empty());
+        let fault = TableFault { pasid, address: None, access, reason: TableFaultReason::Table, ..fault };
+        let expected = "endpoint 0x18 with PASID 5 may not do what it tried: what describes the table is bad";
+        assert_eq!(fault.to_string(), expected);
+    }
+}

@@ -88,6 +88,11 @@ impl Format for ArmSmmu3 {
         u32::from(info.pasid_bits).min(of_iommu) as u8
     }
 
+    /// To it that is an address like any other; the host translates it after that.
+    fn translates_interrupts(&self) -> bool {
+        true
+    }
+
     fn told(&self, info: &HwInfo, ats: bool) -> TableHardware {
         TableHardware::ArmSmmu3 { idr: told(std::array::from_fn(|number| info.word(8 + 4 * number)), ats) }
     }

@@ -8,7 +8,7 @@ use iommufd_bindings::{
 };
 use viommu_core::{PageRequestSupport, PasidSupport, TableHardware, TableSupport};
 
-use super::{FORMATS, Format, Nesting};
+use super::{FORMATS, Format, Nesting, vtd};
 use crate::device::{Cdev, HwInfo};
 use crate::error::Result;
 
@@ -38,6 +38,8 @@ pub struct TableFacts {
     pub pasids: Option<PasidSupport>,
     /// Whether it can ask for pages.
     pub page_requests: bool,
+    /// Whether the tables translate where it writes interrupts, so that the guest has to map that.
+    pub translates_interrupts: bool,
 }
 
 /// PCI's numbers of extended capabilities.
@@ -78,12 +80,20 @@ impl TableFacts {
             ats,
             pasids: pasids(format, info, host),
             page_requests: ats && page_requests(format, info, host),
+            translates_interrupts: format.translates_interrupts(),
         })
+    }
+
+    /// The same for a guest that sees no PASID capability of the device, and so cannot turn it on: nor can it have pages
+    /// asked for, which devices do with PASIDs alone.
+    pub fn without_pasids(self) -> TableFacts {
+        let hardware = vtd::without_pasids(self.hardware);
+        TableFacts { hardware, pasids: None, page_requests: false, ..self }
     }
 
     /// What the device of the guest is told; it waits so long for so many requests.
     pub fn support(&self, requests: PageRequestSupport) -> TableSupport {
-        let &TableFacts { hardware, ats, pasids, page_requests } = self;
+        let &TableFacts { hardware, ats, pasids, page_requests, .. } = self;
         TableSupport { hardware, ats, pasids, page_requests: page_requests.then_some(requests) }
     }
 }
@@ -133,6 +143,19 @@ mod tests {
 
     fn of(info: &HwInfo, host: HostFacts) -> TableFacts {
         TableFacts::of(info, &host).expect("there are such tables")
+    }
+
+    #[test]
+    fn a_guest_without_a_capability_is_told_of_no_pasids_and_of_all_else() {
+        let facts = of(&vtd(), ALL);
+        let TableHardware::IntelVtd { flags, cap, ecap } = facts.hardware else { panic!("not VT-d") };
+        let hardware = TableHardware::IntelVtd { flags, cap, ecap: ecap & 0xffff_fe07_dfff_ffff };
+        assert_ne!(hardware, facts.hardware);
+        let expected = TableFacts { hardware, pasids: None, page_requests: false, ..facts };
+        assert_eq!(facts.without_pasids(), expected);
+        let facts = of(&smmu(20, 20), ALL);
+        assert_eq!(facts.without_pasids(), TableFacts { pasids: None, ..facts });
+        assert!(facts.translates_interrupts && !expected.translates_interrupts);
     }
 
     #[test]

@@ -61,6 +61,11 @@ pub trait Format: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether the guest's tables translate where devices write interrupts.
+    fn translates_interrupts(&self) -> bool {
+        false
+    }
+
     /// The hardware as a guest may know it, for a device that has ATS or not.
     fn told(&self, info: &HwInfo, ats: bool) -> TableHardware;
 }

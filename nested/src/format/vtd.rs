@@ -137,6 +137,8 @@ const ECAP_DEVICE_TLB: u64 = 1 << 2;
 const ECAP_NESTING: u64 = 1 << 26;
 const ECAP_PAGE_REQUESTS: u64 = 1 << 29;
 const ECAP_PASID: u64 = 1 << 40;
+/// `ECAP_REG.PSS`: how many.
+const ECAP_PASID_BITS: u64 = 0x1f << 35;
 
 /// The registers as they are for a device, and as a guest may know them.
 fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
@@ -149,6 +151,17 @@ fn told(info: &HwInfo, ats: bool) -> (u64, u64) {
         hidden |= ECAP_PASID;
     }
     (word(8), word(16) & !hidden)
+}
+
+/// The registers for a guest that can use no PASIDs.
+pub(super) fn without_pasids(hardware: TableHardware) -> TableHardware {
+    match hardware {
+        TableHardware::IntelVtd { flags, cap, ecap } => {
+            let hidden = ECAP_PAGE_REQUESTS | ECAP_PASID_BITS | ECAP_PASID;
+            TableHardware::IntelVtd { flags, cap, ecap: ecap & !hidden }
+        }
+        other => other,
+    }
 }
 
 /// Whether the device can have a PASID. The kernel does not say if it cannot have any.

@@ -391,12 +391,14 @@ fn thread_of_rings() -> String {
 /// What the host would say of the device: all that the mock can do.
 fn facts(made: &Made, context: &Arc<Context>, device: &Mock) -> Facts {
     let info = HwInfo::of(context, device.mock().device()).expect("it is known");
-    let hardware = match made.hardware {
-        Hardware::Vtd => OnParent.told(&info, true),
-        Hardware::Smmu => InViommu.told(&info, true),
+    let format: &dyn Format = match made.hardware {
+        Hardware::Vtd => &OnParent,
+        Hardware::Smmu => &InViommu,
     };
+    let (hardware, translates_interrupts) = (format.told(&info, true), format.translates_interrupts());
     let pasids = PasidSupport { bits: info.pasid_bits, exec: false, privileged: false };
-    let tables = TableFacts { hardware, ats: true, pasids: Some(pasids), page_requests: true };
+    let tables =
+        TableFacts { hardware, ats: true, pasids: Some(pasids), page_requests: true, translates_interrupts };
     Facts {
         name: "mock".to_owned(),
         group: made.is_group.then_some(7),

@@ -128,10 +128,7 @@ fn of_properties(
 ) -> Result<EndpointKind, UsageError> {
     let has_pasid = match pasid {
         None | Some("off") => false,
-        Some("on") if device.is_some() => true,
-        Some("on") => {
-            return Err(UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio"));
-        }
+        Some("on") => true,
         Some(other) => {
             return Err(UsageError::new(
                 format!("`{other}` is not a value of pasid"),
@@ -140,7 +137,7 @@ fn of_properties(
         }
     };
     match (front, backend, device) {
-        (None, None, None) => {
+        (_, _, None) if pasid.is_some() => {
             Err(UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio"))
         }
         (None, None, Some(device)) => {

@@ -25,8 +25,8 @@ use std::time::Duration;
 use log::{Level, info};
 use viommu_core::wire::RequestType;
 use viommu_core::{
-    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EndpointId, Extent, Fault, Iova, IovaRange,
-    Reject, Reply, Step,
+    Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EndpointId, Event, Extent, Fault, Iova,
+    IovaRange, Reject, Reply, Step,
 };
 
 use crate::Config;
@@ -142,6 +142,11 @@ impl Iommu {
         }
     }
 
+    /// The features that the driver can choose from, as bits of the device's own.
+    pub fn offered(&self) -> u64 {
+        self.state().device().mode().offered_bits()
+    }
+
     /// Takes the features that the driver accepted.
     pub fn negotiate(&self, features: u64) {
         self.state().device_mut().negotiate(features);
@@ -236,6 +241,22 @@ impl Iommu {
         self.faults.log(|| format!("fault: {}: {fault}", self.label(fault.endpoint)));
         self.state().device_mut().report(fault);
         self.event_waits.wake();
+    }
+
+    /// The next event for the driver; it stays the next until [`event_sent`](Iommu::event_sent).
+    pub fn next_event(&self) -> Option<Event> {
+        self.state().device().next_event()
+    }
+
+    /// The driver has the event that [`next_event`](Iommu::next_event) gave.
+    pub fn event_sent(&self, sent: &Event) {
+        self.state().device_mut().event_sent(sent);
+    }
+
+    /// The driver's buffer has no room for the event that [`next_event`](Iommu::next_event) gave.
+    pub fn event_unfit(&self, event: &Event) {
+        self.state().device_mut().event_unfit(event);
+        self.pass_answers_on();
     }
 
     /// What has been served, for the log.

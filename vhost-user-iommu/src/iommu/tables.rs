@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use log::{Level, error, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use viommu_core::Event;
 use viommu_nested::shadow::Notice;
 
 use crate::throttle::Throttle;
@@ -38,27 +37,6 @@ impl Watch {
 }
 
 impl Iommu {
-    /// The features that the driver can choose from, as bits of the device's own.
-    pub fn offered(&self) -> u64 {
-        self.state().device().mode().offered_bits()
-    }
-
-    /// The next event for the driver; it stays the next until [`event_sent`](Iommu::event_sent).
-    pub fn next_event(&self) -> Option<Event> {
-        self.state().device().next_event()
-    }
-
-    /// The driver has the event that [`next_event`](Iommu::next_event) gave.
-    pub fn event_sent(&self, sent: &Event) {
-        self.state().device_mut().event_sent(sent);
-    }
-
-    /// The driver's buffer has no room for the event that [`next_event`](Iommu::next_event) gave.
-    pub fn event_unfit(&self, event: &Event) {
-        self.state().device_mut().event_unfit(event);
-        self.pass_answers_on();
-    }
-
     /// Waits for what the host has to tell of the guest's tables, for the life of the process; to be called by one thread.
     pub fn watch_tables(&self) {
         let Some(vfio) = self.vfio.as_ref().filter(|_| self.state().device().mode().is_table()) else {
@@ -138,7 +116,7 @@ impl Iommu {
         for notice in notices {
             if let Notice::Failed(fault) = notice {
                 self.account.count_fault();
-                self.watch.faults.log(|| format!("fault: {}: {fault:?}", self.label(fault.endpoint)));
+                self.watch.faults.log(|| format!("fault: {}: {fault}", self.label(fault.endpoint)));
             }
         }
     }

@@ -161,8 +161,7 @@ impl Iommu {
         match device.domain_of(endpoint) {
             None => (!device.bypass()).then_some(Goal::Nothing),
             Some(id) if device.domain(id).is_some_and(|domain| !domain.is_bypass()) => Some(Goal::Domain(id)),
-            // Where the VMM has it would do, but for tables of its PASIDs.
-            Some(_) => device.pasids(endpoint).next().map(|_| Goal::BypassDomain),
+            Some(_) => None,
         }
     }
 }

@@ -18,9 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use log::info;
-use viommu_core::{
-    EndpointId, Granule, HostError, IovaRange, Mode, PageRequestSupport, TableHardware, TableSupport,
-};
+use viommu_core::{EndpointId, Granule, HostError, IovaRange, Mode, PageRequestSupport, TableSupport};
 use viommu_nested::object::Context;
 use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
 use viommu_nested::{Cdev, Error};
@@ -202,11 +200,10 @@ impl Vfio {
         lock(&self.facts).get(&endpoint).map(|facts| facts.name.clone())
     }
 
-    /// Whether where an endpoint's device writes interrupts is translated by the guest's tables: to an SMMUv3 it is an
-    /// address like any other, which the host translates after that.
+    /// Whether the guest's tables translate where an endpoint's device writes interrupts.
     pub fn translates_interrupts(&self, endpoint: EndpointId) -> bool {
-        let hardware = lock(&self.facts).get(&endpoint).and_then(|facts| Some(facts.tables?.hardware));
-        self.mode.is_table() && matches!(hardware, Some(TableHardware::ArmSmmu3 { .. }))
+        let tables = lock(&self.facts).get(&endpoint).and_then(|facts| facts.tables);
+        self.mode.is_table() && tables.is_some_and(|tables| tables.translates_interrupts)
     }
 
     /// The IOVAs that an endpoint's device can use, in order, and where it writes interrupts. `None` for an endpoint of
@@ -225,11 +222,10 @@ impl Vfio {
         tables.filter_map(|(endpoint, facts)| Some((*endpoint, self.support(*endpoint, facts)?))).collect()
     }
 
-    /// A guest that sees no PASID capability cannot turn it on, and devices ask for pages of PASIDs alone.
     fn support(&self, endpoint: EndpointId, facts: &Facts) -> Option<TableSupport> {
-        let support = facts.tables?.support(self.page_requests);
-        let is_shown = self.with_pasids.contains(&endpoint);
-        Some(if is_shown { support } else { without_pasids(support) })
+        let (tables, is_shown) = (facts.tables?, self.with_pasids.contains(&endpoint));
+        let tables = if is_shown { tables } else { tables.without_pasids() };
+        Some(tables.support(self.page_requests))
     }
 
     /// Guest memory that the kernel knows by its address.
@@ -265,20 +261,6 @@ impl Vfio {
 const PAGE_REQUESTS: PageRequestSupport =
     PageRequestSupport { requests_max: 128, timeout: Duration::from_secs(10) };
 
-/// For a guest that cannot turn them on; the hardware's registers tell of them, too.
-fn without_pasids(support: TableSupport) -> TableSupport {
-    let hardware = match support.hardware {
-        TableHardware::IntelVtd { flags, cap, ecap } => {
-            TableHardware::IntelVtd { flags, cap, ecap: ecap & !ECAP_OF_PASIDS }
-        }
-        smmu @ TableHardware::ArmSmmu3 { .. } => smmu,
-    };
-    TableSupport { hardware, pasids: None, page_requests: None, ..support }
-}
-
-/// VT-d's `ECAP.PRS`, `PSS` and `PASID`.
-const ECAP_OF_PASIDS: u64 = 1 << 29 | 0x1f << 35 | 1 << 40;
-
 /// Refuses a device that could never translate anything.
 fn check_mode(mode: Mode, facts: &Facts) -> Result<(), UsageError> {
     if !mode.is_table() || facts.tables.is_some() {
@@ -312,21 +294,4 @@ fn tell_missing(context: &Context) {
 
 fn not_suited(error: &Error) -> UsageError {
     UsageError::new(format!("the host's kernel refuses: {error}"), "look at its log")
-}
-
-#[cfg(test)]
-mod tests {
-    use viommu_core::PasidSupport;
-
-    use super::*;
-
-    #[test]
-    fn the_registers_tell_a_guest_without_a_capability_of_no_pasids_and_of_all_else() {
-        let pasids = Some(PasidSupport { bits: 20, exec: false, privileged: false });
-        let hardware = TableHardware::IntelVtd { flags: 1, cap: u64::MAX, ecap: u64::MAX };
-        let support = TableSupport { hardware, ats: true, pasids, page_requests: Some(PAGE_REQUESTS) };
-        let left = without_pasids(support);
-        let hardware = TableHardware::IntelVtd { flags: 1, cap: u64::MAX, ecap: 0xffff_fe07_dfff_ffff };
-        assert_eq!(left, TableSupport { hardware, ats: true, pasids: None, page_requests: None });
-    }
 }

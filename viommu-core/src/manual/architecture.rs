@@ -45,7 +45,7 @@
 //! # Threads
 //!
 //! One thread accepts VMMs; the vhost-user crate adds two for each session, one for messages and one for rings. Each
-//! relay has one, and one looks after physical devices. Locks are taken in the order *turn*, then the address spaces,
+//! relay has one, and one looks after physical devices; in table mode one waits for what the host has to tell of tables. Locks are taken in the order *turn*, then the address spaces,
 //! then *state*; nobody waits for anybody with the state locked, and no relay ever takes the turn.
 //!
 //! **Invariant:** what a back-end may cache is decided and sent by the thread that also sends it invalidations, in
