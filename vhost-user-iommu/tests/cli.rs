@@ -154,6 +154,14 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
         (&["ctl", "--socket=x", "remove", "eth0"], "`eth0` is not an endpoint id; "),
         (&["ctl", "--socket=x", "add", "1"], "1: only physical devices come and go; write ID,vfio=fd:N"),
         (
+            &["ctl", "--socket=x", "add", "1,vfio=fd:9,pasid=on"],
+            "1: whether the guest sees a PASID capability is said when the daemon starts; leave pasid out here, ",
+        ),
+        (
+            &["ctl", "--socket=x", "plug", "1,vfio=fd:9,pasid=on", "--qmp=y", "--device=id=z"],
+            "1: whether the guest sees a PASID capability is said when the daemon starts; leave pasid out here, ",
+        ),
+        (
             &["ctl", "--socket=x", "add", "1,vfio=65:00.0"],
             "1: a VMM has to share the file descriptor of 0000:65:00.0; use `ctl plug`, which opens it for both",
         ),

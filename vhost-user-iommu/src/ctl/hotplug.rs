@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::CtlError;
 use super::daemon::{Answer, Daemon};
 use super::properties::Properties;
 use super::qmp::{Qmp, QmpError};
+use super::{CtlError, told_at_start};
 use crate::config::{EndpointConfig, EndpointKind, VfioDevice};
 use crate::control::protocol::{Code, Refusal, Reply, Request, VFIO};
 use crate::host::Host;
@@ -59,6 +59,7 @@ impl Plug {
         monitor: Monitor,
     ) -> Result<Plug, UsageError> {
         match endpoint.kind {
+            EndpointKind::Vfio { pasid: true, .. } => Err(told_at_start(&endpoint.label)),
             EndpointKind::Vfio { device, .. } => {
                 Ok(Plug { endpoint: endpoint.label, device, properties, monitor })
             }

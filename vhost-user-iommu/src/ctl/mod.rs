@@ -125,6 +125,7 @@ impl From<MonitorArgs> for Monitor {
 /// The file that goes with `add`. The daemon can attach a device by a file alone that the VMM has bound.
 fn file_of(endpoint: &EndpointConfig) -> Result<i32, UsageError> {
     let (problem, mend) = match &endpoint.kind {
+        EndpointKind::Vfio { pasid: true, .. } => return Err(told_at_start(&endpoint.label)),
         EndpointKind::Vfio { device: VfioDevice::Fd(number), .. } => return Ok(*number),
         EndpointKind::Vfio { device, .. } => (
             format!("a VMM has to share the file descriptor of {device}"),
@@ -135,6 +136,12 @@ fn file_of(endpoint: &EndpointConfig) -> Result<i32, UsageError> {
         }
     };
     Err(UsageError::new(problem, mend).at(&endpoint.label))
+}
+
+/// A guest is told of its endpoints' PASIDs when it looks, which is before a device comes.
+fn told_at_start(label: &str) -> UsageError {
+    let problem = "whether the guest sees a PASID capability is said when the daemon starts";
+    UsageError::new(problem, "leave pasid out here, and give it to the daemon").at(label)
 }
 
 fn take_over(number: i32) -> Result<OwnedFd, UsageError> {
