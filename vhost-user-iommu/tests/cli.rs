@@ -158,7 +158,7 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
             "1: whether the guest sees a PASID capability is said when the daemon starts; leave pasid out here, ",
         ),
         (
-            &["ctl", "--socket=x", "plug", "1,vfio=fd:9,pasid=on", "--qmp=y", "--device=id=z"],
+            &["ctl", "--socket=x", "plug", "1,vfio=fd:9,pasid=on", "--qmp=y", "--device=id=z,iommufd=i"],
             "1: whether the guest sees a PASID capability is said when the daemon starts; leave pasid out here, ",
         ),
         (
