@@ -9,19 +9,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use log::{Level, info, warn};
+use log::{Level, error, info, warn};
 use sd_notify::NotifyState;
 use viommu_core::EndpointId;
 
 use crate::config::{Config, EndpointKind, Listen};
 use crate::control;
-use crate::ending::Ending;
-use crate::fd::{inherited_listener, inherited_pipe};
+use crate::ending::{End, Ending};
+use crate::fd::{VmmSocket, inherited_pipe, inherited_socket};
 use crate::iommu::Iommu;
 use crate::listen::{SocketFile, listen, listen_privately};
 use crate::orders::{Invalidator, Orders, orders};
 use crate::relay::Relay;
-use crate::session;
+use crate::session::Session;
 use crate::sync::Wake;
 use crate::throttle::Throttle;
 use crate::usage_error::UsageError;
@@ -46,16 +46,18 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
     let mut files = Vec::new();
     // What takes a file descriptor by its number comes before anything else is opened.
     let pipe = config.exit_with.map(|number| inherited_pipe("exit-with", number)).transpose()?;
-    let listener = match &config.listen {
-        Listen::Fd(number) => inherited_listener(*number)?,
-        Listen::Path(path) => keep(listen("socket-path", path)?, &mut files),
+    let socket = match &config.listen {
+        Listen::Fd(number) => inherited_socket(*number)?,
+        Listen::Path(path) => VmmSocket::Listening(keep(listen("socket-path", path)?, &mut files)),
     };
     let control = config.control.as_deref().map(|path| listen_privately("control", path)).transpose()?;
     let control = control.map(|control| keep(control, &mut files));
     let vfio = Vfio::prepare(config)?;
     let config = &narrowed(config, vfio.as_ref())?;
-    let released = vfio.as_ref().map(Vfio::released);
-    let mut ending = Ending::new(pipe, released).map_err(short_of)?;
+    let mut ending = Ending::new(pipe).map_err(short_of)?;
+    if let Some(vfio) = &vfio {
+        ending.or_when(vfio.released(), End::DevicesReleased);
+    }
     let (relays, invalidators) = prepare_relays(config, &mut files)?;
     let event_waits = Arc::new(Wake::new().map_err(short_of)?);
     let iommu = Iommu::new(config, invalidators, vfio, event_waits.clone());
@@ -74,9 +76,8 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
         let controlled_iommu = iommu.clone();
         start("control", move || control::serve(&control, &*controlled_iommu))?;
     }
-    let session_iommu = iommu.clone();
-    let poll = config.poll;
-    start("session", move || session::serve(listener, &session_iommu, &event_waits, poll))?;
+    let session = Session::new(iommu.clone(), event_waits, config.poll).map_err(short_of)?;
+    start_session(session, socket, &mut ending)?;
     info!("ready: {} endpoints, aperture {}", config.endpoints.len(), config.aperture);
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         warn!("nobody can be told through NOTIFY_SOCKET: {error}");
@@ -121,6 +122,22 @@ fn start_relay(prepared: Prepared, config: &Config, iommu: &Arc<Iommu>) -> Resul
     let complaints = Throttle::new(Level::Warn);
     let relay = Relay { endpoint, label, backend, iommu, unmap_timeout, complaints };
     start("relay", move || relay.serve(&listener, &orders))
+}
+
+fn start_session(session: Session, socket: VmmSocket, ending: &mut Ending) -> Result<(), UsageError> {
+    match socket {
+        VmmSocket::Listening(listener) => start("session", move || session.serve(&listener)),
+        VmmSocket::Connected(vmm) => {
+            let left = Arc::new(Wake::new().map_err(short_of)?);
+            ending.or_when(left.clone(), End::VmmLeft);
+            start("session", move || {
+                if let Err(error) = session.serve_one(vmm) {
+                    error!("cannot serve the VMM: {error}");
+                }
+                left.wake();
+            })
+        }
+    }
 }
 
 fn start(name: &str, serve: impl FnOnce() + Send + 'static) -> Result<(), UsageError> {

@@ -20,8 +20,8 @@ pub struct Ending {
     signals: EndSignals,
     /// An end of a pipe.
     pipe: Option<OwnedFd>,
-    /// Readable when the devices that a VMM shared with this process are gone with the VMM.
-    released: Option<Arc<Wake>>,
+    /// What becomes readable in this process, and what that means.
+    told: Vec<(Arc<Wake>, End)>,
 }
 
 /// What has happened.
@@ -33,6 +33,8 @@ pub enum End {
     OtherEndClosed,
     /// No other VMM can be given the devices that this process had.
     DevicesReleased,
+    /// The VMM of the one connection that this process was given has left.
+    VmmLeft,
 }
 
 impl Ending {
@@ -40,8 +42,13 @@ impl Ending {
     ///
     /// # Errors
     /// The process has no file descriptor left.
-    pub fn new(pipe: Option<OwnedFd>, released: Option<Arc<Wake>>) -> io::Result<Ending> {
-        Ok(Ending { signals: EndSignals::catch()?, pipe, released })
+    pub fn new(pipe: Option<OwnedFd>) -> io::Result<Ending> {
+        Ok(Ending { signals: EndSignals::catch()?, pipe, told: Vec::new() })
+    }
+
+    /// Ends for this as well, as soon as `wake` is readable.
+    pub fn or_when(&mut self, wake: Arc<Wake>, end: End) {
+        self.told.push((wake, end));
     }
 
     /// Waits.
@@ -53,8 +60,8 @@ impl Ending {
             let signals = PollFd::new(&self.signals, PollFlags::IN);
             // That the other end is closed shows without being asked for; what is sent is nothing to wake up for.
             let pipe = self.pipe.iter().map(|pipe| PollFd::new(pipe, PollFlags::empty()));
-            let released = self.released.iter().map(|released| PollFd::new(released, PollFlags::IN));
-            let mut fds: Vec<PollFd<'_>> = pipe.chain([signals]).chain(released).collect();
+            let told = self.told.iter().map(|(wake, _)| PollFd::new(wake.as_ref(), PollFlags::IN));
+            let mut fds: Vec<PollFd<'_>> = told.chain([signals]).chain(pipe).collect();
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -63,13 +70,14 @@ impl Ending {
             if fds.iter().any(|fd| fd.revents().intersects(closed)) {
                 return Ok(End::OtherEndClosed);
             }
-            let is_released = self.released.is_some()
-                && fds.last().is_some_and(|released| released.revents().contains(PollFlags::IN));
+            let is_readable = |fd: &PollFd<'_>| fd.revents().contains(PollFlags::IN);
+            let told = fds.iter().zip(&self.told).find(|(fd, _)| is_readable(fd)).map(|(_, (_, end))| *end);
+            drop(fds);
             if self.signals.arrived().is_some() {
                 return Ok(End::Signal);
             }
-            if is_released {
-                return Ok(End::DevicesReleased);
+            if let Some(end) = told {
+                return Ok(end);
             }
         }
     }
@@ -81,6 +89,7 @@ impl fmt::Display for End {
             End::Signal => "told to end",
             End::OtherEndClosed => "ends with the VMM",
             End::DevicesReleased => "ends with the VMM, whose devices no other can be given",
+            End::VmmLeft => "ends with the VMM, which was to be the only one",
         })
     }
 }
@@ -95,7 +104,7 @@ mod tests {
     #[test]
     fn the_last_holder_of_the_other_end_ends_it_and_nothing_that_is_written() {
         let (read, write) = pipe().expect("a pipe");
-        let mut ending = Ending::new(Some(read), None).expect("file descriptors");
+        let mut ending = Ending::new(Some(read)).expect("file descriptors");
         let second = write.try_clone().expect("a file descriptor");
         rustix::io::write(&write, b"not the end").expect("written");
         drop(write);

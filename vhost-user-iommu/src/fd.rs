@@ -6,13 +6,13 @@
 #![expect(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 use std::{fs, io};
 
 use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::{AddressFamily, sockopt};
+use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use crate::sync::lock;
@@ -41,24 +41,49 @@ pub fn inherited(number: RawFd) -> Result<OwnedFd, UsageError> {
     Ok(fd)
 }
 
-/// Takes over the listening Unix socket that whoever started this process left open as `number`.
+/// A Unix socket over which VMMs come.
+#[derive(Debug)]
+pub enum VmmSocket {
+    /// Any number of them, one after another.
+    Listening(UnixListener),
+    /// The one that is there already.
+    Connected(UnixStream),
+}
+
+/// Takes over the Unix socket that whoever started this process left open as `number`, listening or connected.
 ///
 /// # Errors
-/// There is no such file descriptor, or it is no listening Unix socket.
-pub fn inherited_listener(number: RawFd) -> Result<UnixListener, UsageError> {
+/// There is no such file descriptor, or it is no such socket.
+pub fn inherited_socket(number: RawFd) -> Result<VmmSocket, UsageError> {
     let about = |error: UsageError| error.about("fd", number.to_string());
     let refuse = |problem: &str| {
-        let mend = "pass the number of an inherited, listening Unix stream socket, or use --socket-path";
+        let mend = "pass the number of an inherited Unix stream socket that listens or is connected, or use --socket-path";
         about(UsageError::new(problem, mend))
     };
     let fd = inherited(number).map_err(about)?;
-    if sockopt::socket_acceptconn(&fd) != Ok(true) || sockopt::socket_domain(&fd) != Ok(AddressFamily::UNIX) {
-        return Err(refuse("this is no listening Unix socket"));
+    let is_stream = sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&fd) == Ok(SocketType::STREAM);
+    if is_stream && sockopt::socket_acceptconn(&fd) == Ok(true) {
+        let listener = UnixListener::from(fd);
+        // Otherwise whoever accepts would ask again and again.
+        listener
+            .set_nonblocking(false)
+            .map_err(|error| refuse(&format!("it cannot be waited for: {error}")))?;
+        return Ok(VmmSocket::Listening(listener));
     }
-    let listener = UnixListener::from(fd);
-    // Otherwise the crate that accepts would ask again and again.
-    listener.set_nonblocking(false).map_err(|error| refuse(&format!("it cannot be waited for: {error}")))?;
-    Ok(listener)
+    if is_stream && getpeername(&fd).is_ok_and(|peer| peer.is_some()) {
+        return Ok(VmmSocket::Connected(UnixStream::from(fd)));
+    }
+    Err(refuse("this is no Unix stream socket that listens or is connected"))
+}
+
+impl From<VmmSocket> for OwnedFd {
+    fn from(socket: VmmSocket) -> OwnedFd {
+        match socket {
+            VmmSocket::Listening(listener) => listener.into(),
+            VmmSocket::Connected(stream) => stream.into(),
+        }
+    }
 }
 
 /// Takes over an end of a pipe, or of a socket that does for one, left open as `number`.
@@ -184,13 +209,18 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_listener_and_no_pipe() {
+    fn a_file_is_no_socket_and_no_pipe() {
         let number = || dup(tempfile::tempfile().expect("a file")).expect("a file descriptor").into_raw_fd();
         let pipe = number();
         let error = inherited_pipe("exit-with", pipe).expect_err("a file").to_string();
         assert!(error.starts_with(&format!("--exit-with {pipe}: this is no pipe; ")), "{error}");
         let number = number();
-        let error = inherited_listener(number).expect_err("a file").to_string();
-        assert!(error.starts_with(&format!("--fd {number}: this is no listening Unix socket; ")), "{error}");
+        let error = inherited_socket(number).expect_err("a file").to_string();
+        assert!(
+            error.starts_with(&format!(
+                "--fd {number}: this is no Unix stream socket that listens or is connected; "
+            )),
+            "{error}"
+        );
     }
 }

@@ -55,9 +55,11 @@ impl Default for Wanted {
             features: u64::MAX,
             protocol: VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
+                | VhostUserProtocolFeatures::BACKEND_REQ
                 | VhostUserProtocolFeatures::CONFIG
                 | VhostUserProtocolFeatures::RESET_DEVICE
-                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
+                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+                | VhostUserProtocolFeatures::STATUS,
         }
     }
 }

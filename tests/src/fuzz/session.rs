@@ -9,19 +9,15 @@ mod vmm;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::unix::net::UnixStream;
 use std::thread;
 
-use vhost::vhost_user::Listener;
 use vhost_user_iommu::message::features::{PROTOCOL_FEATURES, VERSION_1, protocol};
 use vhost_user_iommu::message::{
     ConfigHeader, FrontendRequest as Request, MemoryRegion, SingleRegion, VringAddress, VringState,
     memory_table_payload,
 };
-use vhost_user_iommu::session::serve_one;
+use vhost_user_iommu::session::Session;
 use viommu_core::Features;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use zerocopy::IntoBytes;
@@ -43,9 +39,10 @@ const REPLY_PLACE: u64 = 0xa000;
 /// The life of one connection.
 pub fn run(data: &[u8]) {
     let (iommu, event_waits) = device::iommu(BTreeMap::new());
-    let (listener, stream) = connected().expect("a socket");
+    let (theirs, stream) = UnixStream::pair().expect("sockets");
+    let session = Session::new(iommu.clone(), event_waits, POLL).expect("file descriptors");
     thread::scope(|scope| {
-        let served = scope.spawn(|| serve_one(&mut Listener::from(listener), &iommu, &event_waits, POLL));
+        let served = scope.spawn(|| session.serve_one(theirs));
         let mut vmm = Vmm::new(stream).expect("file descriptors");
         // Ends when the session has closed the connection, or nothing is left to be said.
         let _ = vmm.live(&mut Input::new(data));
@@ -54,16 +51,6 @@ pub fn run(data: &[u8]) {
         assert!(served.is_ok(), "{served:?}");
     });
     device::assert_blocked(&iommu);
-}
-
-/// A listener that nobody else knows, and a connection to it.
-fn connected() -> io::Result<(UnixListener, UnixStream)> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let name = format!("viommu-fuzz-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let address = SocketAddr::from_abstract_name(name)?;
-    let listener = UnixListener::bind_addr(&address)?;
-    let stream = UnixStream::connect_addr(&address)?;
-    Ok((listener, stream))
 }
 
 impl Vmm {

@@ -18,4 +18,5 @@ mod notifications;
 mod process;
 mod requests;
 mod scene;
+mod status;
 mod under_way;

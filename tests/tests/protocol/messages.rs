@@ -25,7 +25,7 @@ const SET_CONFIG: u32 = 25;
 const ADD_MEM_REG: u32 = 37;
 const REM_MEM_REG: u32 = 38;
 /// Unassigned, and those of features that are not offered.
-const NOT_SPOKEN: [u32; 10] = [0, 6, 17, 22, 31, 32, 39, 40, 45, u32::MAX];
+const NOT_SPOKEN: [u32; 8] = [0, 6, 17, 22, 31, 32, 45, u32::MAX];
 
 fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()

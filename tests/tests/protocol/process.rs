@@ -12,6 +12,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use viommu_tests::daemon::Daemon;
 use viommu_tests::driver::Buffer;
+use viommu_tests::front_end::{Connection, FrontEnd, Wanted};
 
 use crate::scene::*;
 
@@ -174,11 +175,30 @@ fn a_listening_socket_may_be_inherited_blocking_or_not() {
 }
 
 #[test]
-fn a_descriptor_that_is_no_listening_socket_is_refused() {
-    let (connected, _peer) = UnixStream::pair().expect("a pair");
+fn a_connected_socket_may_be_inherited_and_the_daemon_ends_with_it() {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let daemon = Daemon::start(["--fd", &inherit(&theirs), "--endpoint", "00:02.0"]).expect("it gets ready");
+    drop(theirs);
+    let mut front_end = FrontEnd::of(Connection::of(ours)).expect("a descriptor");
+    front_end.negotiate(Wanted::default()).expect("negotiated");
+    let mut vmm = Vmm::of(front_end, Setup::default());
+    vmm.attach();
+    vmm.assert_served();
+    drop(vmm);
+    let (status, lines) = daemon.wait_for_end().expect("it ends");
+    assert_eq!(status.code(), Some(0));
+    assert!(
+        lines.iter().any(|line| line.contains("ends with the VMM, which was to be the only one")),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn a_descriptor_that_is_no_socket_of_a_vmm_is_refused() {
+    let datagrams = UnixDatagram::unbound().expect("a socket");
     let file = File::open("/dev/null").expect("a file");
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
-    for number in [inherit(&connected), inherit(&file), inherit(&tcp)] {
+    for number in [inherit(&datagrams), inherit(&file), inherit(&tcp)] {
         assert_refused(&["--fd", &number, "--endpoint", "1"]);
     }
     for number in ["999", "0", "2", "2147483647"] {

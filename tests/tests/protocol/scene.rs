@@ -151,7 +151,11 @@ impl Served {
 impl Vmm {
     /// A VMM at `socket`, both of whose queues run.
     pub fn at(socket: &Path, setup: Setup) -> Vmm {
-        let mut front_end = negotiated(socket, setup.features);
+        Vmm::of(negotiated(socket, setup.features), setup)
+    }
+
+    /// A VMM that has accepted its features, both of whose queues run.
+    pub fn of(mut front_end: FrontEnd, setup: Setup) -> Vmm {
         let on = front_end.features() & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let event_idx = if on { EventIdx::On } else { EventIdx::Off };
         let memory = GuestMemory::new(&[(0, REGION), (HIGH, REGION)]).expect("memory");

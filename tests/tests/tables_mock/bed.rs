@@ -5,17 +5,16 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use log::LevelFilter;
-use vhost::vhost_user::Listener;
 use vhost_user_iommu::control::Controlled;
 use vhost_user_iommu::iommu::Iommu;
-use vhost_user_iommu::session::serve_one;
+use vhost_user_iommu::session::Session;
 use vhost_user_iommu::sync::Wake;
 use vhost_user_iommu::vfio::{Facts, Given, Vfio};
 use vhost_user_iommu::{Config, EndpointConfig, EndpointKind, Listen};
@@ -135,12 +134,10 @@ impl Bed {
         };
         let devices = members.map(Mock::of);
         let (iommu, event_waits, notices) = daemon(made, &context, &devices);
-        let (listener, stream) = connection();
-        let session_iommu = iommu.clone();
+        let (theirs, stream) = UnixStream::pair().expect("sockets");
+        let serving = Session::new(iommu.clone(), event_waits, Duration::ZERO).expect("file descriptors");
         let session = thread::spawn(move || {
-            let served =
-                serve_one(&mut Listener::from(listener), &session_iommu, &event_waits, Duration::ZERO);
-            served.expect("the session ends by itself");
+            serving.serve_one(theirs).expect("the session ends by itself");
         });
         let guest = Some(Guest::connect(stream, &memory));
         let threads = Threads { rings: thread_of_rings(), notices };
@@ -432,13 +429,4 @@ fn config(made: &Made) -> Config {
         mode: Mode::Table { feature_bit: Mode::FEATURE_BIT },
         log_level: LevelFilter::Warn,
     }
-}
-
-/// A listener, and a connection to it.
-fn connection() -> (UnixListener, UnixStream) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("iommu.sock");
-    let listener = UnixListener::bind(&path).expect("a socket");
-    let stream = UnixStream::connect(&path).expect("it connects");
-    (listener, stream)
 }

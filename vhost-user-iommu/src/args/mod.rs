@@ -58,7 +58,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATH", help_heading = CONNECTION)]
     pub(crate) socket_path: Option<PathBuf>,
 
-    /// Listen for the VMM on the open file descriptor N, a listening Unix socket
+    /// Serve the VMM on the open file descriptor N: a Unix socket that listens, or one that is connected
+    /// to it; then the daemon ends with it
     #[arg(long, value_name = "N", help_heading = CONNECTION, conflicts_with = "socket_path")]
     #[arg(value_parser = parse_fd)]
     pub(crate) fd: Option<i32>,

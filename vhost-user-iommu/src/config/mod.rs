@@ -70,7 +70,7 @@ pub struct Config {
 pub enum Listen {
     /// A Unix socket to be made at this path.
     Path(PathBuf),
-    /// An open file descriptor of this process, said to be a listening Unix socket; not checked yet.
+    /// An open file descriptor of this process, said to be a Unix socket; not checked yet.
     Fd(RawFd),
 }
 
@@ -143,7 +143,7 @@ fn listen(path: Option<PathBuf>, fd: Option<i32>) -> Result<Listen, UsageError> 
         (None, Some(fd)) => Ok(Listen::Fd(fd)),
         (None, None) => Err(UsageError::new(
             "nothing says where the VMM connects",
-            "add --socket-path PATH, or --fd N with a listening socket",
+            "add --socket-path PATH, or --fd N with an open socket",
         )),
     }
 }

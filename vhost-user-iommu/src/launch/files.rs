@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::template::{File, files_to_share};
 use crate::config::{Config, EndpointKind, Listen, VfioDevice};
-use crate::fd::{inherited, inherited_listener};
+use crate::fd::{inherited, inherited_socket};
 use crate::host::{Host, is_same_device};
 use crate::usage_error::UsageError;
 
@@ -29,7 +29,7 @@ impl Files {
         let mut files = BTreeMap::new();
         // Before anything is opened, since a number says nothing of whose it is.
         if let Listen::Fd(number) = config.listen {
-            files.insert(File::Listener, inherited_listener(number)?.into());
+            files.insert(File::Listener, inherited_socket(number)?.into());
         }
         if let Some(number) = config.iommufd {
             let taken = inherited(number).and_then(|fd| host.check_iommu(&fd).map(|()| fd));

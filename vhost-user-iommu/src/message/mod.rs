@@ -107,6 +107,14 @@ impl Message {
         Self { flags: Flags::NEED_REPLY, ..self }
     }
 
+    /// The same message with other contents.
+    pub fn with_payload<P>(self, payload: &P) -> Self
+    where
+        P: IntoBytes + Immutable + ?Sized,
+    {
+        Self { payload: payload.as_bytes().to_vec(), ..self }
+    }
+
     /// The same message, carrying these file descriptors.
     pub fn with_fds(self, fds: Vec<OwnedFd>) -> Self {
         Self { fds, ..self }

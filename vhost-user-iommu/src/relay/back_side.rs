@@ -6,7 +6,6 @@ use crate::message::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, prot
 use crate::message::{BackendRequest, FrontendRequest, Message, VringState};
 
 use super::conversation::{Conversation, Failure};
-use super::front_side::with_payload;
 use super::iotlb::Owed;
 use super::messages;
 
@@ -33,13 +32,13 @@ impl Conversation<'_> {
                 let features = message.body::<u64>()?;
                 require(features, ACCESS_PLATFORM, "VIRTIO_F_ACCESS_PLATFORM")?;
                 require(features, PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES")?;
-                with_payload(message, features & !LOG_ALL)
+                message.with_payload(&(features & !LOG_ALL))
             }
             FrontendRequest::GET_PROTOCOL_FEATURES => {
                 let features = message.body::<u64>()?;
                 require(features, protocol::REPLY_ACK, "VHOST_USER_PROTOCOL_F_REPLY_ACK")?;
                 require(features, protocol::BACKEND_REQ, "VHOST_USER_PROTOCOL_F_BACKEND_REQ")?;
-                with_payload(message, features & messages::PROTOCOL_FEATURES)
+                message.with_payload(&(features & messages::PROTOCOL_FEATURES))
             }
             FrontendRequest::GET_VRING_BASE => {
                 let VringState { index, num } = message.body()?;

@@ -6,8 +6,6 @@
 
 use std::os::unix::net::UnixStream;
 
-use zerocopy::{Immutable, IntoBytes};
-
 use crate::message::features::{ACCESS_PLATFORM, LOG_ALL, protocol};
 use crate::message::{
     Channel, FrontendRequest, Message, SingleRegion, VringAddress, VringFd, VringState, memory_table,
@@ -29,7 +27,7 @@ impl Conversation<'_> {
             Treatment::Features => {
                 let features = message.body::<u64>()? & !LOG_ALL | ACCESS_PLATFORM;
                 self.is_translating = true;
-                self.carry(with_payload(message, features), row.answered)
+                self.carry(message.with_payload(&features), row.answered)
             }
             Treatment::ProtocolFeatures => self.set_protocol_features(message),
             Treatment::BackendChannel => self.keep_channel(message),
@@ -83,7 +81,7 @@ impl Conversation<'_> {
     fn set_protocol_features(&mut self, message: Message) -> Result<(), Failure> {
         let accepted = message.body::<u64>()? & messages::PROTOCOL_FEATURES;
         let features = accepted | protocol::REPLY_ACK | protocol::BACKEND_REQ;
-        self.carry(with_payload(message, features), Answered::OnDemand)?;
+        self.carry(message.with_payload(&features), Answered::OnDemand)?;
         if let Some(end) = self.back_requests_end.take() {
             self.owe(Owed::Channel)?;
             let message = Message::new(FrontendRequest::SET_BACKEND_REQ_FD, &()).with_need_reply();
@@ -112,7 +110,7 @@ impl Conversation<'_> {
         let start = self.rings.set_place(ring.index, [descriptors, available, used]);
         self.note(start.map_err(|_| Failure::NoRing(ring.index))?)?;
         let ring = VringAddress { flags: ring.flags & !LOG, descriptors, used, available, log: 0, ..ring };
-        self.carry(with_payload(message, ring), Answered::OnDemand)
+        self.carry(message.with_payload(&ring), Answered::OnDemand)
     }
 
     /// For a device that comes to life: whatever its addresses meant before, they now mean what the IOMMU says.
@@ -131,9 +129,4 @@ impl Conversation<'_> {
     pub(super) fn has_channel(&self) -> bool {
         self.back_requests_end.is_none()
     }
-}
-
-/// The same message with other contents.
-pub(super) fn with_payload(message: Message, payload: impl IntoBytes + Immutable) -> Message {
-    Message { payload: payload.as_bytes().to_vec(), ..message }
 }

@@ -30,7 +30,8 @@ use super::queues::Queues;
 use super::ring::{Position, Ring};
 use super::ring_memory::is_backed;
 
-const REQUEST_QUEUE: u16 = 0;
+/// The queue of requests.
+pub const REQUEST_QUEUE: u16 = 0;
 const EVENT_QUEUE: u16 = 1;
 const QUEUES: usize = 2;
 /// What the worker is told when an event may wait for the driver; the crate keeps the number before it.
@@ -62,7 +63,7 @@ impl Backend {
     /// The process has no file descriptor left.
     pub fn new(iommu: Arc<Iommu>, event_waits: Arc<Wake>, poll: Duration) -> io::Result<Backend> {
         Ok(Backend {
-            queues: Queues::new(iommu.clone(), poll),
+            queues: Queues::new(iommu.clone(), poll)?,
             iommu,
             at_work: Mutex::default(),
             position: Mutex::default(),
@@ -76,6 +77,16 @@ impl Backend {
     /// Whether the VMM has said anything.
     pub fn is_powered_on(&self) -> bool {
         self.power_on.is_completed()
+    }
+
+    /// Readable when the VMM is to look at the configuration space or the status again.
+    pub fn changed(&self) -> &Wake {
+        self.queues.changed()
+    }
+
+    /// Whether a ring is broken: the driver has to reset the device.
+    pub fn needs_reset(&self) -> bool {
+        self.queues.needs_reset()
     }
 
     /// The connection is over: the worker lets go of the rings, whatever their state.
@@ -138,6 +149,7 @@ impl VhostUserBackend for Backend {
     fn reset_device(&self) {
         let _at_work = lock(&self.at_work);
         self.was_stopped.store(false, Ordering::Relaxed);
+        self.queues.mended();
         self.iommu.reset();
     }
 

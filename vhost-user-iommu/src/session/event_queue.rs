@@ -13,7 +13,7 @@ impl Queues {
     /// Writes events until there are no more, or no more buffers: then it asks to be kicked for the next.
     pub fn serve_events(&self, ring: &Ring) {
         if let Err(error) = self.serve_all_events(ring) {
-            self.tell_broken("event", &error);
+            self.tell_broken(ring, "event", &error);
         }
     }
 

@@ -2,6 +2,7 @@
 
 //! What serving either queue needs beside its ring. How each is served is in `request_queue` and `event_queue`.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,9 +11,11 @@ use log::Level;
 use virtio_queue::Error;
 
 use crate::iommu::Iommu;
+use crate::sync::Wake;
 use crate::throttle::Throttle;
 
 use super::polling::Polling;
+use super::ring::Ring;
 
 /// The device, and what is told of its rings.
 #[derive(Debug)]
@@ -21,13 +24,39 @@ pub struct Queues {
     pub(super) broken: Throttle,
     pub(super) polling: Mutex<Polling>,
     is_over: AtomicBool,
+    is_broken: AtomicBool,
+    changed: Wake,
 }
 
 impl Queues {
     /// The queues of one connection, where the next request is looked for as long as `poll`.
-    pub fn new(iommu: Arc<Iommu>, poll: Duration) -> Queues {
-        let polling = Mutex::new(Polling::new(poll));
-        Queues { iommu, broken: Throttle::new(Level::Warn), polling, is_over: AtomicBool::default() }
+    ///
+    /// # Errors
+    /// The process has no file descriptor left.
+    pub fn new(iommu: Arc<Iommu>, poll: Duration) -> io::Result<Queues> {
+        Ok(Queues {
+            iommu,
+            broken: Throttle::new(Level::Warn),
+            polling: Mutex::new(Polling::new(poll)),
+            is_over: AtomicBool::default(),
+            is_broken: AtomicBool::default(),
+            changed: Wake::new()?,
+        })
+    }
+
+    /// Readable when a ring has turned out to be broken.
+    pub fn changed(&self) -> &Wake {
+        &self.changed
+    }
+
+    /// Whether a ring has turned out to be broken since the last reset.
+    pub fn needs_reset(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// The device has been reset.
+    pub fn mended(&self) {
+        self.is_broken.store(false, Ordering::Relaxed);
     }
 
     /// Nothing is served any more. A ring may never be empty: what the device returns can make more available.
@@ -40,7 +69,11 @@ impl Queues {
     }
 
     /// Tells of a ring that cannot be served; it is left alone until its next kick.
-    pub(super) fn tell_broken(&self, queue: &str, error: &Error) {
+    pub(super) fn tell_broken(&self, ring: &Ring, queue: &str, error: &Error) {
+        ring.signal_error();
+        if !self.is_broken.swap(true, Ordering::Relaxed) {
+            self.changed.wake();
+        }
         self.broken.log(|| format!("the {queue} queue is broken: {error}"));
     }
 }

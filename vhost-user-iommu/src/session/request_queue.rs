@@ -18,7 +18,7 @@ impl Queues {
     pub fn serve_requests(&self, ring: &Ring, between: impl Fn()) {
         lock(&self.polling).woken();
         while let Err(error) = self.serve_all_requests(ring, &between) {
-            self.tell_broken("request", &error);
+            self.tell_broken(ring, "request", &error);
             // The driver may have put the ring right before it could see that it is to kick again. Where even this
             // fails, the ring is out of reach for the driver's wishes, too.
             let may_be_right = ring.enable_notification().unwrap_or(false);

@@ -34,6 +34,8 @@ pub struct Ring {
     kick: Arc<Mutex<Option<Kick>>>,
     /// Called when the front-end enables the ring, before the front-end goes on.
     when_enabled: Arc<OnceLock<WhenEnabled>>,
+    /// What the front-end wants signalled when the ring is broken; the crate keeps it where nobody gets at it.
+    error: Arc<Mutex<Option<File>>>,
 }
 
 /// Where a ring lies and how far it has come.
@@ -122,6 +124,14 @@ impl Ring {
         Ok(())
     }
 
+    /// Tells the front-end that the ring is broken, if it wants to know.
+    pub fn signal_error(&self) {
+        if let Some(file) = &*lock(&self.error) {
+            // The only failure that is not the front-end's own is a counter at its maximum: then it is told already.
+            let _ = rustix::io::write(file, &1u64.to_ne_bytes());
+        }
+    }
+
     fn start_kick(&self, file: File) -> io::Result<Kick> {
         let mut kick = Kick::new()?;
         kick.replace(Some(file))?;
@@ -155,7 +165,7 @@ impl VringT<Memory> for Ring {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
         let memory = RingMemory::new(mem);
         let inner = Inner::new(memory.used(), max_queue_size)?;
-        Ok(Ring { inner, memory, kick: Arc::default(), when_enabled: Arc::default() })
+        Ok(Ring { inner, memory, kick: Arc::default(), when_enabled: Arc::default(), error: Arc::default() })
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
@@ -262,6 +272,6 @@ impl VringT<Memory> for Ring {
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.inner.set_err(file);
+        *lock(&self.error) = file.and_then(|file| non_blocking(file).ok());
     }
 }
