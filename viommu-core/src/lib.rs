@@ -52,6 +52,7 @@ pub mod mapping;
 mod page_request;
 pub mod request;
 mod reserved;
+pub mod state;
 mod status;
 mod table;
 #[cfg(feature = "vm-memory")]

@@ -59,6 +59,7 @@ impl Default for Wanted {
                 | VhostUserProtocolFeatures::CONFIG
                 | VhostUserProtocolFeatures::RESET_DEVICE
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+                | VhostUserProtocolFeatures::DEVICE_STATE
                 | VhostUserProtocolFeatures::STATUS,
         }
     }

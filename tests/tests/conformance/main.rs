@@ -19,5 +19,6 @@ mod linux;
 mod map;
 mod probe;
 mod reset;
+mod state;
 mod translate;
 mod unmap;

@@ -6,6 +6,7 @@
 
 mod config;
 mod control;
+mod device_state;
 mod disk;
 mod events;
 mod fds;

@@ -15,6 +15,7 @@ mod control;
 mod devices;
 mod reserved;
 mod serving;
+mod state;
 mod tables;
 mod tend;
 

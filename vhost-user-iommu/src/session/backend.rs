@@ -5,13 +5,16 @@
 //! One is made for each connection. The crate calls it from two threads: its protocol thread for messages, its
 //! worker thread for kicks.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use log::debug;
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
 use vhost_user_backend::VhostUserBackend;
 use viommu_core::IovaRange;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -29,6 +32,7 @@ use crate::sync::{Wake, lock};
 use super::queues::Queues;
 use super::ring::{Position, Ring};
 use super::ring_memory::is_backed;
+use super::transfer::Transfer;
 
 /// The queue of requests.
 pub const REQUEST_QUEUE: u16 = 0;
@@ -43,7 +47,7 @@ const QUEUE_SIZE_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Backend {
     iommu: Arc<Iommu>,
-    queues: Queues,
+    queues: Arc<Queues>,
     /// Held by the worker while it is at a ring.
     at_work: Mutex<()>,
     /// Where the request ring was when it was last served.
@@ -54,6 +58,8 @@ pub struct Backend {
     /// Done by the VMM's first message, which comes before any ring can work.
     power_on: Once,
     exit_event: ExitEvent,
+    /// The state of the device on its way, or how that went.
+    transfer: Mutex<Option<Transfer>>,
 }
 
 impl Backend {
@@ -63,7 +69,7 @@ impl Backend {
     /// The process has no file descriptor left.
     pub fn new(iommu: Arc<Iommu>, event_waits: Arc<Wake>, poll: Duration) -> io::Result<Backend> {
         Ok(Backend {
-            queues: Queues::new(iommu.clone(), poll)?,
+            queues: Arc::new(Queues::new(iommu.clone(), poll)?),
             iommu,
             at_work: Mutex::default(),
             position: Mutex::default(),
@@ -71,6 +77,7 @@ impl Backend {
             event_waits,
             power_on: Once::new(),
             exit_event: ExitEvent::new()?,
+            transfer: Mutex::default(),
         })
     }
 
@@ -139,7 +146,12 @@ impl VhostUserBackend for Backend {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ
+        let movable = match self.iommu.is_movable() {
+            true => VhostUserProtocolFeatures::DEVICE_STATE,
+            false => VhostUserProtocolFeatures::empty(),
+        };
+        movable
+            | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::RESET_DEVICE
@@ -166,6 +178,28 @@ impl VhostUserBackend for Backend {
     fn set_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
         self.iommu.write_config(offset as usize, data);
         Ok(())
+    }
+
+    /// Through the VMM's own pipe, which nothing takes the place of.
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        pipe: File,
+    ) -> io::Result<Option<File>> {
+        let mut transfer = lock(&self.transfer);
+        if transfer.is_some() {
+            return Err(io::Error::other("the last transfer has not been asked after"));
+        }
+        let queues = self.queues.clone();
+        *transfer =
+            Some(Transfer::start(direction, pipe, self.iommu.clone(), move || queues.changed().wake())?);
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        let transfer = lock(&self.transfer).take();
+        transfer.map_or(Err(ErrorKind::NotFound.into()), Transfer::finish)
     }
 
     fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {

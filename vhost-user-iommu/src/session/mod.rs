@@ -17,6 +17,7 @@ mod queues;
 mod request_queue;
 pub mod ring;
 mod ring_memory;
+mod transfer;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -162,6 +162,16 @@ impl Device {
         }
     }
 
+    /// The features that the driver accepted.
+    pub(crate) fn negotiated_bits(&self) -> u64 {
+        self.negotiated.bits()
+    }
+
+    /// Mappings that there can be.
+    pub(crate) fn mappings_max(&self) -> usize {
+        self.config.limits.mappings_max
+    }
+
     /// Says which IOVAs `endpoint` cannot have mapped. Mappings that exist stay.
     ///
     /// # Errors
