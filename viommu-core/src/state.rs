@@ -188,6 +188,6 @@ fn map(domain: DomainId, mapping: &Mapping) -> ReqMap {
         virt_start: mapping.range.start().into(),
         virt_last: mapping.range.last().into(),
         phys_start: mapping.target.gpa.0.into(),
-        flags: (u32::from(mapping.target.access.bits()) | mmio).into(),
+        flags: (mapping.target.access.bits() | mmio).into(),
     }
 }

@@ -121,6 +121,40 @@ fn a_socket_that_a_killed_daemon_left_is_replaced() {
     served.assert_serves();
 }
 
+/// Requests are done in the order of the ring, so its used index says which are: no other record is needed.
+#[test]
+fn a_daemon_that_takes_the_place_of_a_killed_one_goes_on_after_the_last_request_that_was_done() {
+    let mut served = Served::new();
+    let mut vmm = served.vmm();
+    let request = vmm.place(&[0xff]);
+    let mut found_at_work = 0;
+    for round in 0..40u32 {
+        let queue = vmm.driver.requests();
+        let mut add = || u32::from(queue.add(&[Buffer::readable(request, 1)]).expect("there is room"));
+        let requests: Vec<u32> = (0..60).map(|_| add()).collect();
+        vmm.driver.requests().kick_if_wanted();
+        // At another request each time.
+        (0..round * 500).for_each(|_| std::hint::spin_loop());
+        let Served { daemon, socket, folder } = served;
+        drop(daemon);
+        let taken = |vmm: &mut Vmm| vmm.driver.requests().take_used().map(|used| used.head);
+        let mut done: Vec<u32> = std::iter::from_fn(|| taken(&mut vmm)).collect();
+        found_at_work += u32::from(!done.is_empty() && done.len() < requests.len());
+        let daemon =
+            Daemon::start(["--socket-path", socket.to_str().expect("UTF-8"), "--endpoint", "00:02.0"]);
+        served = Served { daemon: daemon.expect("it gets ready"), socket, folder };
+        vmm.front_end = served.front_end(u64::MAX);
+        vmm.front_end.set_memory(&vmm.memory).expect("two regions");
+        vmm.front_end.start_ring(0, vmm.driver.requests()).expect("started");
+        while done.len() < requests.len() {
+            done.push(vmm.used().head);
+        }
+        assert_eq!(done, requests, "round {round}");
+    }
+    println!("{found_at_work} of 40 daemons were killed in the midst of their work");
+    vmm.assert_served();
+}
+
 #[test]
 fn a_socket_on_which_somebody_listens_stays_theirs() {
     let served = Served::new();

@@ -56,9 +56,9 @@ mod tests {
             let (mut ours, listener) = private.connect().expect("it listens");
             ours.write_all(b"x").expect("sent");
             drop(ours);
-            let accepted = listener.accept().expect("a connection").expect("at once");
+            let mut accepted = listener.accept().expect("a connection").expect("at once");
             let mut bytes = Vec::new();
-            UnixStream::from(accepted).read_to_end(&mut bytes).expect("received");
+            accepted.read_to_end(&mut bytes).expect("received");
             assert_eq!(bytes, b"x");
         }
     }
