@@ -6,6 +6,7 @@ mod engine;
 mod iops;
 mod nested;
 mod spread;
+mod turnround;
 mod vfio;
 
 use std::num::NonZeroUsize;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 const USAGE: &str = "Usage: scripts/bench iops [ROUNDS [MODE...]]
        scripts/bench vfio [ROUNDS]
        scripts/bench nested [ROUNDS]
+       scripts/bench turnround [ROUNDS]
        scripts/bench engine [quick | MAPPINGS [ROUNDS]]";
 
 fn main() -> ExitCode {
@@ -30,6 +32,11 @@ fn main() -> ExitCode {
         ["nested", rounds] if rounds.parse::<NonZeroUsize>().is_ok() => {
             nested::run(rounds.parse().unwrap_or(1))
         }
+        ["turnround"] => turnround::run(5),
+        ["turnround", rounds] if rounds.parse::<NonZeroUsize>().is_ok() => {
+            turnround::run(rounds.parse().unwrap_or(1))
+        }
+        [turnround::peer::PEER, ref what @ ..] => turnround::peer::play(what),
         ["engine", ref size @ ..] => match engine::Size::of(size) {
             Some(size) => engine::run(size),
             None => return usage(),
