@@ -13,6 +13,7 @@ use crate::iommu::Iommu;
 use crate::throttle::Throttle;
 
 use super::polling::Polling;
+use super::request_queue::Taken;
 
 /// The device, and what is told of its rings.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Queues {
     pub(super) iommu: Arc<Iommu>,
     pub(super) broken: Throttle,
     pub(super) polling: Mutex<Polling>,
+    /// The requests at work: here for their memory, which is the same for all.
+    pub(super) taken: Mutex<Vec<Taken>>,
     is_over: AtomicBool,
 }
 
@@ -27,7 +30,13 @@ impl Queues {
     /// The queues of one connection, where the next request is looked for as long as `poll`.
     pub fn new(iommu: Arc<Iommu>, poll: Duration) -> Queues {
         let polling = Mutex::new(Polling::new(poll));
-        Queues { iommu, broken: Throttle::new(Level::Warn), polling, is_over: AtomicBool::default() }
+        Queues {
+            iommu,
+            broken: Throttle::new(Level::Warn),
+            polling,
+            taken: Mutex::default(),
+            is_over: AtomicBool::default(),
+        }
     }
 
     /// Nothing is served any more. A ring may never be empty: what the device returns can make more available.
