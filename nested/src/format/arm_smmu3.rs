@@ -18,9 +18,9 @@ use viommu_core::{Invalidation, Pasid, Table, TableFault, TableHardware};
 
 use super::{Description, Format, Member, Nesting, Root};
 use crate::device::HwInfo;
-use crate::object::Entries;
+use crate::object::{Batches, Entries};
 
-pub use commands::{PAGES_MAX, SmmuCommand, commands};
+pub use commands::{PAGES_MAX, SmmuCommand, add_commands};
 use event::{EVENT_BYTES, event};
 
 /// The row.
@@ -64,13 +64,8 @@ impl Format for ArmSmmu3 {
         if pasid.is_some() { Err(Errno::INVAL) } else { Ok(()) }
     }
 
-    fn entries(&self, info: &HwInfo, invalidation: &Invalidation, members: &[Member]) -> Vec<Entries> {
-        let data_type = iommu_hwpt_invalidate_data_type_IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3;
-        let batches = commands(invalidation, members, Abilities::of(info));
-        let batches = batches.into_iter().filter(|commands| !commands.is_empty());
-        batches
-            .map(|commands| Entries::of(data_type, &commands.iter().map(le_bytes).collect::<Vec<_>>()))
-            .collect()
+    fn add_entries(&self, info: &HwInfo, invalidation: &Invalidation, members: &[Member], to: &mut Batches) {
+        add_commands(invalidation, members, Abilities::of(info), &mut to.each_mut().map(Commands));
     }
 
     fn repetitions(&self, info: &HwInfo) -> usize {
@@ -98,8 +93,14 @@ impl Format for ArmSmmu3 {
     }
 }
 
-fn le_bytes(command: &SmmuCommand) -> [[u8; 8]; 2] {
-    command.map(u64::to_le_bytes)
+/// Commands as iommufd takes them.
+struct Commands<'a>(&'a mut Entries);
+
+impl Extend<SmmuCommand> for Commands<'_> {
+    fn extend<C: IntoIterator<Item = SmmuCommand>>(&mut self, commands: C) {
+        let data_type = iommu_hwpt_invalidate_data_type_IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3;
+        self.0.extend(data_type, commands.into_iter().map(|command| command.map(u64::to_le_bytes)));
+    }
 }
 
 impl Abilities {

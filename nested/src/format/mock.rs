@@ -16,7 +16,7 @@ use super::vtd::{Vtd, check_pasid};
 use super::{Description, Format, Member, Nesting};
 use crate::device::HwInfo;
 use crate::mock::{HW_INFO, HWPT_DATA, INVALIDATE_DATA, VEVENTQ, VIOMMU};
-use crate::object::Entries;
+use crate::object::Batches;
 
 /// Tables as SMMUv3 has them.
 #[derive(Debug)]
@@ -64,11 +64,12 @@ impl Format for InViommu {
         ArmSmmu3.check(info, table, pasid)
     }
 
-    fn entries(&self, _: &HwInfo, invalidation: &Invalidation, members: &[Member]) -> Vec<Entries> {
+    fn add_entries(&self, _: &HwInfo, invalidation: &Invalidation, members: &[Member], to: &mut Batches) {
         let of_all = members.iter().flat_map(|member| {
             slots(invalidation).into_iter().map(|[flags, slot]| [flags, member.number as u32, slot])
         });
-        vec![Entries::of(INVALIDATE_DATA, &of_all.collect::<Vec<_>>())]
+        let [all, ..] = to;
+        all.extend(INVALIDATE_DATA, of_all);
     }
 
     fn event(&self, record: &[u8]) -> Option<TableFault> {
@@ -101,8 +102,9 @@ impl Format for OnParent {
         check_pasid(info, pasid)
     }
 
-    fn entries(&self, _: &HwInfo, invalidation: &Invalidation, _: &[Member]) -> Vec<Entries> {
-        vec![Entries::of(INVALIDATE_DATA, &slots(invalidation))]
+    fn add_entries(&self, _: &HwInfo, invalidation: &Invalidation, _: &[Member], to: &mut Batches) {
+        let [all, ..] = to;
+        all.extend(INVALIDATE_DATA, slots(invalidation));
     }
 
     fn told(&self, _: &HwInfo, _: bool) -> TableHardware {

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use viommu_core::{Invalidation, IovaRange, Pasid, Scope, Table, TableFault, TableHardware};
 
 use crate::device::HwInfo;
-use crate::object::Entries;
+use crate::object::Batches;
 
 pub use facts::{HostFacts, TableFacts};
 
@@ -37,9 +37,10 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// EINVAL for a table that it cannot walk, ERANGE for a PASID that the device cannot have.
     fn check(&self, info: &HwInfo, table: &Table, pasid: Option<Pasid>) -> Result<(), Errno>;
 
-    /// The entries that invalidate what is said, for the vIOMMU of these devices or, without one, for one nested page
-    /// table. Each batch has to be done before the next begins.
-    fn entries(&self, info: &HwInfo, invalidation: &Invalidation, members: &[Member]) -> Vec<Entries>;
+    /// Adds the entries that invalidate what is said, for the vIOMMU of these devices or, without one, for one nested
+    /// page table. They mean the same whatever is in their batch before and after them, and are no more than some thousands
+    /// and a few for each device.
+    fn add_entries(&self, info: &HwInfo, invalidation: &Invalidation, members: &[Member], to: &mut Batches);
 
     /// How often the hardware has to be told.
     fn repetitions(&self, _: &HwInfo) -> usize {

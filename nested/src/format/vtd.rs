@@ -18,7 +18,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::{Description, Format, Member, Nesting, Root};
 use crate::device::HwInfo;
-use crate::object::Entries;
+use crate::object::Batches;
 
 /// The row.
 #[derive(Debug)]
@@ -116,10 +116,12 @@ impl Format for Vtd {
         check_pasid(info, pasid)
     }
 
-    fn entries(&self, _: &HwInfo, invalidation: &Invalidation, _: &[Member]) -> Vec<Entries> {
+    fn add_entries(&self, _: &HwInfo, invalidation: &Invalidation, _: &[Member], to: &mut Batches) {
         let data_type = iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1;
-        let is_nothing = invalidation.caches.is_empty();
-        if is_nothing { Vec::new() } else { vec![Entries::of(data_type, &[VtdEntry::of(invalidation)])] }
+        let [all, ..] = to;
+        if !invalidation.caches.is_empty() {
+            all.extend(data_type, [VtdEntry::of(invalidation)]);
+        }
     }
 
     fn has_page_requests(&self, info: &HwInfo) -> bool {
@@ -180,6 +182,7 @@ mod tests {
     use viommu_core::{Caches, Gpa};
 
     use super::*;
+    use crate::object::Entries;
 
     fn info(pasid_bits: u8, capabilities: u64) -> HwInfo {
         let mut data = vec![0; 24];
@@ -272,9 +275,13 @@ mod tests {
     fn an_invalidation_is_one_entry() {
         let of_domain = invalidation(Scope::Domain, false);
         let bytes = [0u64, u64::MAX, 0].map(u64::to_ne_bytes);
-        assert_eq!(Vtd.entries(&info(0, 0), &of_domain, &[]), [Entries::of(0, &[bytes])]);
+        let mut batches = Batches::default();
+        Vtd.add_entries(&info(0, 0), &of_domain, &[], &mut batches);
+        let expected = [Entries::of(0, &[bytes]), Entries::default(), Entries::default()];
+        assert_eq!(batches, expected);
         let nothing = Invalidation { caches: Caches::empty(), ..of_domain };
-        assert_eq!(Vtd.entries(&info(0, 0), &nothing, &[]), []);
+        Vtd.add_entries(&info(0, 0), &nothing, &[], &mut batches);
+        assert_eq!(batches, expected);
     }
 
     #[test]

@@ -210,14 +210,14 @@ impl Hwpt {
         data_type: u32,
         entries: &[E],
     ) -> std::result::Result<(), Invalidated> {
-        self.invalidate_entries(&Entries::of(data_type, entries))
+        self.invalidate_entries(&mut Entries::of(data_type, entries))
     }
 
-    /// The same, of entries of any vendor.
+    /// The same, of entries of any vendor, which stay as they are.
     ///
     /// # Errors
     /// As [`invalidate`](Self::invalidate).
-    pub fn invalidate_entries(&self, entries: &Entries) -> std::result::Result<(), Invalidated> {
+    pub fn invalidate_entries(&self, entries: &mut Entries) -> std::result::Result<(), Invalidated> {
         invalidate(self.context(), self.id(), entries)
     }
 }

@@ -32,7 +32,7 @@ use crate::uapi::ioctl::{Buffer, Command};
 
 pub use context::{Context, HugePages, NotIommufd, RlimitMode};
 pub use hwpt::{Clearing, DirtyTracking, Hwpt, HwptFlags, HwptKind, NestedParent, PageTable};
-pub use invalidate::{Entries, Invalidated};
+pub use invalidate::{Batches, ENTRIES_MAX, Entries, Invalidated};
 pub use ioas::{Ioas, IovaRanges, MapFlags};
 pub use queues::{FaultQueue, PageRequest, PageResponse, PageResponseCode, Vevent, Veventq};
 pub use viommu::{HwQueue, Vdevice, Viommu};

@@ -38,11 +38,13 @@ use crate::error::{Error, Result};
 use crate::object::{Context, FaultQueue, PageTable};
 
 use base::{Base, Seat};
+use invalidate::Room;
 use space::Space;
 use tables::Placed;
 
 pub use apply::{Goal, Known};
 pub use base::nesting_of;
+pub use invalidate::{OfDomain, Outcomes};
 pub use memory::{GuestMemory, Lasting, MemoryRegion};
 pub use notices::Notice;
 
@@ -63,6 +65,7 @@ pub struct Shadow<D> {
     /// The kernel's numbers of requests for pages that wait for an answer.
     waiting: BTreeMap<u64, u32>,
     next_cookie: u64,
+    room: Room,
 }
 
 #[derive(Debug)]
@@ -122,6 +125,7 @@ impl<D: Attach> Shadow<D> {
             sources,
             waiting: BTreeMap::new(),
             next_cookie: 0,
+            room: Room::default(),
         })
     }
 

@@ -7,7 +7,8 @@ use std::cell::RefCell;
 use rustix::io::Errno;
 use viommu_core::{Caches, Gpa, Invalidation, Mapping, Pasid, Scope, Table};
 use viommu_nested::Result;
-use viommu_nested::shadow::Known;
+use viommu_nested::object::ENTRIES_MAX;
+use viommu_nested::shadow::{Known, OfDomain};
 
 use super::*;
 
@@ -266,6 +267,69 @@ fn invalidations_reach_the_devices_of_the_domain_and_no_others() {
     bed.attach(OTHER, None, in_viommu(1).0).expect("it moves into the domain");
     bed.invalidate(addresses(1, 1)).expect("it is done");
     assert_eq!(bed.device_slots(OTHER), [true, false, true, true]);
+}
+
+/// What is known of a page of a domain.
+fn of_page(domain: DomainId, number: u64) -> OfDomain {
+    let scope = addresses(number, 1);
+    (domain, Invalidation { scope, caches: Caches::TLB, leaf: false, id: None, global: false })
+}
+
+/// What came of each.
+fn outcomes(bed: &mut TableBed, all: impl IntoIterator<Item = OfDomain>) -> Vec<Option<Errno>> {
+    let outcomes = bed.shadow.invalidate_together(all);
+    (0..outcomes.count()).map(|place| outcomes.of(place).err().map(|error| error.errno())).collect()
+}
+
+#[test]
+fn invalidations_that_are_told_together_reach_what_each_alone_reaches() {
+    for of_vendor in [on_parent, in_viommu] {
+        let mut bed = TableBed::new();
+        let other = DomainId(2);
+        let [(own, own_word), (foreign, foreign_word)] = [1, 2].map(of_vendor);
+        bed.attach(ONE, None, own).expect("it is attached");
+        bed.attach_in(other, OTHER, None, foreign).expect("it is attached");
+        let all = [of_page(DOMAIN, 1), of_page(other, 2), of_page(DOMAIN, 3), of_page(DomainId(9), 0)];
+        assert_eq!(outcomes(&mut bed, all), [None; 4]);
+        let slots = match own {
+            Table::IntelPt { .. } => [bed.slots(ONE, None, own_word), bed.slots(OTHER, None, foreign_word)],
+            Table::ArmSmmu3 { .. } => [bed.device_slots(ONE), bed.device_slots(OTHER)],
+        };
+        assert_eq!(slots, [[true, false, true, false], [true, true, false, true]]);
+        assert!(outcomes(&mut bed, []).is_empty());
+    }
+}
+
+/// The kernel does not know the number of a device that has left, and stops there.
+#[test]
+fn whichever_of_those_told_together_fails_the_others_are_done() {
+    let other = DomainId(2);
+    for failing in 0..4 {
+        let mut bed = TableBed::new();
+        bed.attach(ONE, None, in_viommu(1).0).expect("it is attached");
+        bed.attach_in(other, OTHER, None, in_viommu(2).0).expect("it is attached");
+        bed.mock(ONE).leave().expect("it leaves");
+        let of = |number| of_page(if number == failing { DOMAIN } else { other }, number);
+        let expected = [0, 1, 2, 3].map(|number| (number == failing).then_some(Errno::INVAL));
+        assert_eq!(outcomes(&mut bed, (0..4).map(of)), expected);
+        assert_eq!(bed.device_slots(OTHER), [0, 1, 2, 3].map(|number| number == failing));
+        // Once it is known to be gone, it keeps nothing.
+        bed.shadow.device(ONE).expect("its device").set_bound(false);
+        assert_eq!(outcomes(&mut bed, (0..4).map(of)), [None; 4]);
+        assert_eq!(outcomes(&mut bed, [of(failing)]), [None]);
+    }
+}
+
+#[test]
+fn no_more_are_taken_than_share_calls() {
+    let mut bed = TableBed::new();
+    bed.attach(ONE, None, in_viommu(1).0).expect("it is attached");
+    for _ in 0..2 {
+        let mut taken = 0;
+        let endless = std::iter::repeat_with(|| of_page(DOMAIN, 1)).inspect(|_| taken += 1);
+        assert_eq!(outcomes(&mut bed, endless), [None; ENTRIES_MAX]);
+        assert_eq!(taken, ENTRIES_MAX);
+    }
 }
 
 #[test]

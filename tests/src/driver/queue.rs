@@ -238,6 +238,11 @@ impl SplitQueue {
         wanted
     }
 
+    /// How many chains the device has given back that are not taken yet.
+    pub fn used_waiting(&self) -> u16 {
+        self.memory.load_u16(self.rings.used + 2).wrapping_sub(self.next_used)
+    }
+
     /// The next chain that the device gave back, if there is one now.
     pub fn take_used(&mut self) -> Option<Used> {
         if self.memory.load_u16(self.rings.used + 2) == self.next_used {

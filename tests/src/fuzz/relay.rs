@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use log::Level;
 use rustix::net::{SendFlags, send};
-use vhost_user_iommu::iommu::Iommu;
+use vhost_user_iommu::iommu::{Incoming, Iommu};
 use vhost_user_iommu::message::Channel;
 use vhost_user_iommu::orders::{Invalidator, Orders, Outcome, orders};
 use vhost_user_iommu::relay::Relay;
@@ -134,7 +134,10 @@ impl Scene<'_> {
     /// A request of the guest, and what the device orders because of it.
     fn guest_requests(&mut self, input: &mut Input<'_>) -> bool {
         let (readable, writable) = device::request(input);
-        let reply = self.iommu.request(&readable, writable);
+        let mut replies = Vec::new();
+        self.iommu
+            .requests([Incoming { readable: &readable, writable }], |reply| replies.push(reply.clone()));
+        let [reply] = replies.as_slice() else { panic!("one request has {} replies", replies.len()) };
         let status = reply.bytes.len().checked_sub(TAIL_SIZE).map(|at| reply.bytes[at]);
         let is_done = status == Some(Status::Ok as u8);
         let range = match RequestType(readable[0]) {

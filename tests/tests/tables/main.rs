@@ -16,3 +16,4 @@ mod layouts;
 mod mode;
 mod page_requests;
 mod probe;
+mod together;

@@ -3,9 +3,9 @@
 //! INVALIDATE: what is gone from caches when it is answered, and what is not.
 
 use viommu_core::wire::ReqInvalidate;
-use viommu_tests::model::request::{attach_bypass, invalidate, invalidate_pages};
+use viommu_tests::model::request::{attach_bypass, detach, invalidate, invalidate_pages};
 
-use crate::bed::{Bed, Hardware, INVAL, Made, NOENT, OK, ONE, OTHER, RANGE, word};
+use crate::bed::{Bed, DEVERR, Hardware, INVAL, Made, NOENT, OK, ONE, OTHER, RANGE, word};
 use crate::guest::PAGE;
 
 /// One page, by its number.
@@ -86,6 +86,52 @@ fn many_requests_in_the_ring_are_done_in_their_order() {
     assert_eq!(done, expected);
     let slots = bed.device(ONE).iotlb(None, word(Hardware::Vtd, 1));
     assert_eq!(slots, [true, false, false, true]);
+}
+
+/// The kernel does not know the number of a device that has left, and does nothing of what follows it in one call.
+#[test]
+fn of_many_requests_in_the_ring_each_has_a_status_of_its_own() {
+    for failing in 0..4 {
+        let mut bed = Bed::new(&Made::of(Hardware::Smmu));
+        assert_eq!(bed.attach(1, ONE, 1), OK);
+        assert_eq!(bed.attach(2, OTHER, 2), OK);
+        bed.device(ONE).mock().leave().expect("it leaves");
+        let guest = bed.guest();
+        let mut expected = Vec::new();
+        for number in 0..4 {
+            let (domain, status) = if number == failing { (1, DEVERR) } else { (2, OK) };
+            expected.push((guest.submit(page(domain, number, 1)), status));
+            expected.push((guest.submit(page(7, number, 1)), NOENT));
+        }
+        // Whatever is no INVALIDATE waits for those before it.
+        expected.push((guest.submit(detach(2, OTHER)), OK));
+        expected.push((guest.submit(page(2, 0, 1)), NOENT));
+        guest.kick();
+        let done: Vec<_> = expected.iter().map(|_| guest.complete()).collect();
+        assert_eq!(done, expected, "failing: {failing}");
+        assert_eq!(bed.device(OTHER).cache(), [0, 1, 2, 3].map(|number| number == failing));
+        bed.device(ONE).member().set_bound(false);
+    }
+}
+
+/// More than are done at a time.
+#[test]
+fn all_that_is_in_the_ring_is_done() {
+    for hardware in [Hardware::Vtd, Hardware::Smmu] {
+        let mut bed = Bed::new(&Made::of(hardware));
+        assert_eq!(bed.attach(1, ONE, 1), OK);
+        let guest = bed.guest();
+        let numbers = (0..100).map(|number| u64::from(number == 99) * 2);
+        let expected: Vec<_> = numbers.map(|number| (guest.submit(page(1, number, 1)), OK)).collect();
+        guest.kick();
+        let done: Vec<_> = expected.iter().map(|_| guest.complete()).collect();
+        assert_eq!(done, expected);
+        let slots = match hardware {
+            Hardware::Vtd => bed.device(ONE).iotlb(None, word(hardware, 1)),
+            Hardware::Smmu => bed.device(ONE).cache(),
+        };
+        assert_eq!(slots, [false, true, false, true]);
+    }
 }
 
 #[test]

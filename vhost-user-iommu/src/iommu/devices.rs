@@ -62,7 +62,13 @@ impl Iommu {
     /// Does something to the address spaces, if there are any.
     pub(super) fn on_host(&self, act: impl FnOnce(&mut Shadow<Device>) -> Result<()>) -> Done {
         let Some(vfio) = &self.vfio else { return Ok(()) };
-        act(&mut vfio.shadow()).map_err(|error| {
+        let done = act(&mut vfio.shadow());
+        self.of_host(done)
+    }
+
+    /// What the device makes of the host's outcome. A refusal is told.
+    pub(super) fn of_host(&self, done: Result<()>) -> Done {
+        done.map_err(|error| {
             self.host_errors.log(|| format!("the host refuses: {error}"));
             host_error(&error)
         })

@@ -3,7 +3,8 @@
 //! The device as the threads of this process share it: one session with the VMM, and a relay for each vhost-user
 //! endpoint.
 //!
-//! Requests and other changes are made one at a time, by whoever holds the *turn*. The state itself is locked
+//! Requests and other changes are made one at a time, by whoever holds the *turn*; INVALIDATEs that lie right behind each
+//! other in the ring are one change. The state itself is locked
 //! only for moments, never while somebody waits: a relay can translate while a change waits for its back-end.
 //! Lock order: turn, then the address spaces of physical devices, then state.
 //!
@@ -13,6 +14,7 @@ mod account;
 mod apply;
 mod control;
 mod devices;
+mod requests;
 mod reserved;
 mod serving;
 mod state;
@@ -24,10 +26,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use log::{Level, info};
-use viommu_core::wire::RequestType;
 use viommu_core::{
     Access, CONFIG_SIZE, Change, ConfigError, DeviceConfig, EndpointId, Event, Extent, Fault, Iova,
-    IovaRange, Reject, Reply, Step,
+    IovaRange, Reply,
 };
 
 use crate::Config;
@@ -40,6 +41,8 @@ use account::Account;
 use serving::State;
 use tables::Watch;
 use tend::Tender;
+
+pub use requests::Incoming;
 
 /// The device and everything its endpoints need of it.
 #[derive(Debug)]
@@ -111,19 +114,6 @@ impl Iommu {
         iommu.tell_groups();
         iommu.tell_tables();
         Ok(iommu)
-    }
-
-    /// Answers one request: `readable` is its readable part, `writable` the bytes of its writable part.
-    pub fn request(&self, readable: &[u8], writable: usize) -> Reply {
-        let reply = self.answer(readable, writable);
-        self.account.count(&reply);
-        if reply.row.is_some_and(|row| row.kind == RequestType::PROBE) {
-            self.tell_holes();
-        }
-        if let (Some(row), Some(reject)) = (reply.row, &reply.rejected) {
-            self.refusals.log(|| format!("{} refused: {reject}{}", row.name, mend(reject)));
-        }
-        reply
     }
 
     /// The configuration space.
@@ -265,15 +255,6 @@ impl Iommu {
         &self.account
     }
 
-    fn answer(&self, readable: &[u8], writable: usize) -> Reply {
-        let _turn = self.turn();
-        let step = self.state().begin(readable, writable);
-        match step {
-            Step::Done(reply) => reply,
-            Step::Apply(change) => self.carry_out(&change),
-        }
-    }
-
     /// The second and third step of a change that was begun in this turn.
     fn carry_out(&self, change: &Change) -> Reply {
         let applied = self.apply(change);
@@ -346,16 +327,5 @@ impl Iommu {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-}
-
-/// What the user can do about a refusal, where it is not the guest's own matter.
-fn mend(reject: &Reject) -> &'static str {
-    match reject {
-        Reject::NoEndpoint(_) => "; the guest's VIOT names it, so name it as --endpoint too, or in neither",
-        Reject::DomainLimit(_) => "; see --max-domains",
-        Reject::MappingLimit(_) => "; see --max-mappings",
-        Reject::MappingMemory(_) => "; see --max-mapping-memory",
-        _ => "",
     }
 }

@@ -2,13 +2,15 @@
 
 //! The device's state, taken out of one process and put into another while the guest stands still.
 
+use std::iter;
+
 use log::info;
 use thiserror::Error;
 use viommu_core::state::{SavedState, StateError};
 use viommu_core::wire::BYPASS_OFFSET;
 use viommu_core::{Mode, Reject};
 
-use super::Iommu;
+use super::{Incoming, Iommu};
 
 /// Why a state was not taken over. The device is then as after a reset.
 #[derive(Debug, Error)]
@@ -70,12 +72,15 @@ impl Iommu {
         state.requests().try_for_each(|request| self.repeat(request?))
     }
 
-    fn repeat(&self, request: &[u8]) -> Result<(), LoadError> {
+    fn repeat(&self, readable: &[u8]) -> Result<(), LoadError> {
         const TAIL_SIZE: usize = 4;
-        let reply = self.answer(request, TAIL_SIZE);
-        match (reply.row, reply.rejected) {
-            (Some(row), Some(reject)) => Err(LoadError::Refused { request: row.name, reject }),
-            _ => Ok(()),
-        }
+        let _turn = self.turn();
+        let mut outcome = Ok(());
+        self.answer(iter::once(Incoming { readable, writable: TAIL_SIZE }), &mut |reply| {
+            if let (Some(row), Some(reject)) = (reply.row, reply.rejected.clone()) {
+                outcome = Err(LoadError::Refused { request: row.name, reject });
+            }
+        });
+        outcome
     }
 }

@@ -9,16 +9,18 @@ use std::ops::Deref;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 
-/// Most bytes of a readable part that are looked at; the longest request has 72.
+/// Most bytes of a readable part that are looked at; the longest request has 124.
 const READABLE_MAX: usize = 256;
 
-/// A chain, taken apart.
+/// A chain, taken apart; without memory of its own, if the chain is as drivers make it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Buffers {
-    /// The first bytes of the readable part.
-    pub readable: Vec<u8>,
-    /// The writable part: address and size in bytes of each piece.
-    writable: Vec<(GuestAddress, usize)>,
+    bytes: [u8; READABLE_MAX],
+    /// How many of them there are.
+    length: usize,
+    /// The writable part: address and size in bytes of the first piece, and of the others.
+    writable: Option<(GuestAddress, usize)>,
+    others: Vec<(GuestAddress, usize)>,
 }
 
 /// A chain that breaks the rules of virtqueues, or leads out of memory.
@@ -35,12 +37,16 @@ impl Buffers {
         M: Deref + Clone,
         M::Target: GuestMemory,
     {
-        let mut buffers = Buffers { readable: Vec::new(), writable: Vec::new() };
+        let mut buffers = Buffers { bytes: [0; READABLE_MAX], length: 0, writable: None, others: Vec::new() };
         for descriptor in chain {
             let length = descriptor.len() as usize;
             if descriptor.is_write_only() {
-                buffers.writable.push((descriptor.addr(), length));
-            } else if buffers.writable.is_empty() {
+                let piece = (descriptor.addr(), length);
+                match buffers.writable {
+                    None => buffers.writable = Some(piece),
+                    Some(_) => buffers.others.push(piece),
+                }
+            } else if buffers.writable.is_none() {
                 buffers.read(memory, descriptor.addr(), length)?;
             } else {
                 return Err(BadChain);
@@ -49,9 +55,19 @@ impl Buffers {
         Ok(buffers)
     }
 
+    /// The first bytes of the readable part.
+    pub fn readable(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
     /// Bytes of the writable part.
     pub fn writable_size(&self) -> usize {
-        self.writable.iter().fold(0, |sum, (_, length)| sum.saturating_add(*length))
+        self.writable().fold(0, |sum, (_, length)| sum.saturating_add(*length))
+    }
+
+    /// Whether it takes no memory of its own: a driver can make chains of many pieces.
+    pub fn is_small(&self) -> bool {
+        self.others.is_empty()
     }
 
     /// Writes `reply`, which must fit, to the start of the writable part; returns its size.
@@ -60,7 +76,7 @@ impl Buffers {
     /// A piece lies outside of memory.
     pub fn write(&self, memory: &impl GuestMemory, reply: &[u8]) -> Result<u32, BadChain> {
         let mut rest = reply;
-        for (address, length) in &self.writable {
+        for (address, length) in self.writable() {
             let (piece, left) = rest.split_at(rest.len().min(*length));
             if !piece.is_empty() {
                 memory.write_slice(piece, *address).map_err(|_| BadChain)?;
@@ -70,15 +86,19 @@ impl Buffers {
         if rest.is_empty() { Ok(u32::try_from(reply.len()).map_err(|_| BadChain)?) } else { Err(BadChain) }
     }
 
+    fn writable(&self) -> impl Iterator<Item = &(GuestAddress, usize)> {
+        self.writable.iter().chain(&self.others)
+    }
+
     fn read(
         &mut self,
         memory: &impl GuestMemory,
         address: GuestAddress,
         length: usize,
     ) -> Result<(), BadChain> {
-        let start = self.readable.len();
-        self.readable.resize(start + length.min(READABLE_MAX - start), 0);
-        let piece = self.readable.get_mut(start..).ok_or(BadChain)?;
+        let start = self.length;
+        self.length += length.min(READABLE_MAX - start);
+        let piece = self.bytes.get_mut(start..self.length).ok_or(BadChain)?;
         if piece.is_empty() {
             return Ok(());
         }

@@ -15,6 +15,7 @@ use crate::sync::Wake;
 use crate::throttle::Throttle;
 
 use super::polling::Polling;
+use super::request_queue::Taken;
 use super::ring::Ring;
 
 /// The device, and what is told of its rings.
@@ -23,6 +24,8 @@ pub struct Queues {
     pub(super) iommu: Arc<Iommu>,
     pub(super) broken: Throttle,
     pub(super) polling: Mutex<Polling>,
+    /// The requests at work: here for their memory, which is the same for all.
+    pub(super) taken: Mutex<Vec<Taken>>,
     is_over: AtomicBool,
     is_broken: AtomicBool,
     changed: Wake,
@@ -38,6 +41,7 @@ impl Queues {
             iommu,
             broken: Throttle::new(Level::Warn),
             polling: Mutex::new(Polling::new(poll)),
+            taken: Mutex::default(),
             is_over: AtomicBool::default(),
             is_broken: AtomicBool::default(),
             changed: Wake::new()?,

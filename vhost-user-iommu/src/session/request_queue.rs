@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The request queue: each chain becomes a request, each reply a used entry.
+//! The request queue: each chain becomes a request, each reply a used entry. Requests that the device may do together
+//! are handed to it together.
+
+use std::ops::Deref;
 
 use vhost_user_backend::VringT;
-use virtio_queue::Error;
+use viommu_core::{Device, Reply};
+use virtio_queue::{DescriptorChain, Error};
 use vm_memory::GuestMemoryMmap;
 
+use crate::iommu::Incoming;
 use crate::sync::lock;
 
 use super::chain::Buffers;
@@ -42,28 +47,94 @@ impl Queues {
     }
 
     fn serve_available_requests(&self, ring: &Ring) -> Result<(), Error> {
+        let mut taken = lock(&self.taken);
         while !self.is_over() {
             let memory = ring.memory();
-            // The ring is locked while its next chain is taken, not while the request is served.
-            let Some(chain) = ring.next_chain(memory.clone())? else { break };
-            let head = chain.head_index();
-            let used_length = self.answer(Buffers::of(chain, &*memory).ok(), &memory);
-            ring.complete(head, used_length, &memory)?;
+            // The ring is locked while its next chains are taken, not while requests are served.
+            take(ring, &memory, &mut taken)?;
+            if taken.is_empty() {
+                break;
+            }
+            let mut left = taken.as_slice();
+            while !left.is_empty() {
+                let count = self.answer(ring, left, &memory)?;
+                left = left.get(count..).unwrap_or_default();
+            }
         }
         Ok(())
     }
 
-    /// The used length of a chain. A chain that makes no sense is returned as an unknown request is: unwritten.
-    fn answer(&self, buffers: Option<Buffers>, memory: &GuestMemoryMmap) -> u32 {
-        let written = buffers.and_then(|buffers| {
-            let reply = self.iommu.request(&buffers.readable, buffers.writable_size());
-            buffers.write(memory, &reply.bytes).ok()
+    /// Answers the first of these and those that are done together with it; how many.
+    fn answer(&self, ring: &Ring, taken: &[Taken], memory: &GuestMemoryMmap) -> Result<usize, Error> {
+        let (mut left, mut returned) = (taken.iter(), Ok(()));
+        let mut give_back = |taken: &Taken, reply: Option<&Reply>| {
+            let written = reply.and_then(|reply| taken.write(memory, reply));
+            //= virtio#devicenormative:IOMMU/Device operations A9a A9b A12
+            // The length is that of the answer: nothing, if there is none.
+            let length = written.unwrap_or_else(|| {
+                self.broken.log(|| "a request's buffers are malformed or outside of memory".to_owned());
+                0
+            });
+            let added = ring.give_back(taken.head, length);
+            returned = std::mem::replace(&mut returned, Ok(())).and(added);
+        };
+        self.iommu.requests(taken.iter().map_while(Taken::request), |reply| {
+            left.next().into_iter().for_each(|taken| give_back(taken, Some(reply)));
         });
-        //= virtio#devicenormative:IOMMU/Device operations A9a A9b A12
-        // The length is that of the answer: nothing, if there is none.
-        written.unwrap_or_else(|| {
-            self.broken.log(|| "a request's buffers are malformed or outside of memory".to_owned());
-            0
-        })
+        if left.len() == taken.len() {
+            // The first makes no sense, and is returned as an unknown request is: unwritten.
+            left.next().into_iter().for_each(|taken| give_back(taken, None));
+        }
+        returned?;
+        ring.signal_if_wanted(memory)?;
+        Ok(taken.len() - left.len())
     }
+}
+
+/// A chain that has been taken out of the ring.
+#[derive(Debug)]
+pub struct Taken {
+    head: u16,
+    /// Nothing if it makes no sense.
+    buffers: Option<Buffers>,
+}
+
+impl Taken {
+    fn of<M: Deref<Target = GuestMemoryMmap> + Clone>(chain: DescriptorChain<M>, memory: &M) -> Taken {
+        Taken { head: chain.head_index(), buffers: Buffers::of(chain, &**memory).ok() }
+    }
+
+    fn request(&self) -> Option<Incoming<'_>> {
+        let buffers = self.buffers.as_ref()?;
+        Some(Incoming { readable: buffers.readable(), writable: buffers.writable_size() })
+    }
+
+    fn write(&self, memory: &GuestMemoryMmap, reply: &Reply) -> Option<u32> {
+        self.buffers.as_ref()?.write(memory, &reply.bytes).ok()
+    }
+
+    /// Whether it may be done together with others.
+    fn is_one_of_many(&self) -> bool {
+        let is_one = |buffers: &Buffers| buffers.is_small() && Device::can_be_another(buffers.readable());
+        self.buffers.as_ref().is_some_and(is_one)
+    }
+}
+
+/// Takes the next request, and those behind it that may be done together with it: no more than are done at a time,
+/// whatever the driver adds meanwhile.
+fn take<M>(ring: &Ring, memory: &M, taken: &mut Vec<Taken>) -> Result<(), Error>
+where
+    M: Deref<Target = GuestMemoryMmap> + Clone,
+{
+    taken.clear();
+    taken.extend(ring.next_chain_as(memory.clone(), |chain| Some(Taken::of(chain, memory)))?);
+    while taken.last().is_some_and(Taken::is_one_of_many) && taken.len() < Device::UNDER_WAY_MAX {
+        let another = |chain| Some(Taken::of(chain, memory)).filter(Taken::is_one_of_many);
+        match ring.next_chain_as(memory.clone(), another) {
+            Ok(Some(another)) => taken.push(another),
+            // A ring that is broken is so still when these are done.
+            Ok(None) | Err(_) => break,
+        }
+    }
+    Ok(())
 }

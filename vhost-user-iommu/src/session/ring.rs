@@ -92,6 +92,22 @@ impl Ring {
         M: Clone + Deref,
         M::Target: GuestMemory,
     {
+        self.next_chain_as(memory, Some)
+    }
+
+    /// The next chain, as what `take` makes of it. If that is nothing, the chain stays the next.
+    ///
+    /// # Errors
+    /// As for [`next_chain`](Ring::next_chain).
+    pub fn next_chain_as<M, T>(
+        &self,
+        memory: M,
+        take: impl FnOnce(DescriptorChain<M>) -> Option<T>,
+    ) -> Result<Option<T>, Error>
+    where
+        M: Clone + Deref,
+        M::Target: GuestMemory,
+    {
         let mut state = self.get_mut();
         let is_running = state.is_enabled() && state.get_queue().ready();
         let queue = state.get_queue_mut();
@@ -99,24 +115,45 @@ impl Ring {
             return Ok(None);
         }
         let available = queue.avail_idx(&*memory, Ordering::Acquire)?.0;
-        let chain = queue.iter(memory)?.next();
-        // The crate does not tell an entry that it cannot read from none.
-        if chain.is_none() && queue.next_avail() != available {
-            return Err(Error::InvalidAvailRingIndex);
+        let position = queue.next_avail();
+        let Some(chain) = queue.iter(memory)?.next() else {
+            // The crate does not tell an entry that it cannot read from none.
+            let is_none = queue.next_avail() == available;
+            return if is_none { Ok(None) } else { Err(Error::InvalidAvailRingIndex) };
+        };
+        let taken = take(chain);
+        if taken.is_none() {
+            queue.set_next_avail(position);
         }
-        Ok(chain)
+        Ok(taken)
     }
 
-    /// Returns a chain to the driver and signals it if it wants to be. A head that is no descriptor cannot be
-    /// returned, and is passed over.
+    /// Returns a chain to the driver and signals it if it wants to be.
     ///
     /// # Errors
     /// The used ring or its neighbour is out of reach.
     pub fn complete(&self, head: u16, used_length: u32, memory: &GuestMemoryMmap) -> Result<(), Error> {
-        if head >= self.get_ref().get_queue().size() {
+        self.give_back(head, used_length)?;
+        self.signal_if_wanted(memory)
+    }
+
+    /// Returns a chain to the driver. A head that is no descriptor cannot be returned, and is passed over.
+    ///
+    /// # Errors
+    /// The used ring is out of reach.
+    pub fn give_back(&self, head: u16, used_length: u32) -> Result<(), Error> {
+        let mut state = self.get_mut();
+        if head >= state.get_queue().size() {
             return Ok(());
         }
-        self.add_used(head, used_length)?;
+        state.add_used(head, used_length)
+    }
+
+    /// Signals the driver that chains have been returned, if it wants to be.
+    ///
+    /// # Errors
+    /// The neighbour of the used ring is out of reach.
+    pub fn signal_if_wanted(&self, memory: &GuestMemoryMmap) -> Result<(), Error> {
         if self.wants_signal(memory)? {
             // The only failure is a counter at its maximum: then the driver is signalled already.
             let _ = self.signal_used_queue();

@@ -41,7 +41,7 @@ impl Device {
     /// applies the change, and [`finish`](Device::finish) ends it. Only `bypass` can be written: other bytes of the
     /// write are ignored, as is a value that is neither 0 nor 1, and everything without BYPASS_CONFIG.
     pub fn begin_config_write(&mut self, offset: usize, data: &[u8]) -> Option<Change> {
-        self.set_under_way(None);
+        self.abandon();
         //= virtio#devicenormative:IOMMU/Device configuration layout A7
         // The field never shows anything but 0 and 1.
         let value = BYPASS_OFFSET.checked_sub(offset).and_then(|at| data.get(at));

@@ -5,7 +5,8 @@
 //! A request takes three steps. **Check** decides and changes nothing. **Apply** is the outside's: it gets
 //! a [`Change`] and does all of it or none. **Commit** follows and cannot fail. [`Device::begin`] and
 //! [`Device::finish`] are the steps apart, so that a caller who serves accesses of several endpoints can let
-//! go of the device while the outside works; [`Device::handle`] is all three.
+//! go of the device while the outside works; [`Device::handle`] is all three. [`Device::begin_another`] lets it work for
+//! several requests at once, where that makes no difference to any of them.
 //!
 //! No fd, thread, lock or clock, and nothing of descriptors: bytes come in, bytes go out.
 
@@ -18,9 +19,10 @@ mod page_requests;
 mod probe;
 mod reply;
 mod tables;
+mod together;
 mod translate;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -85,6 +87,8 @@ pub struct Device {
     /// The most bytes that they take.
     mapping_bytes: usize,
     under_way: Option<UnderWay>,
+    /// What is under way beside it, begun in this order: invalidations, as that is.
+    behind: VecDeque<UnderWay>,
     events: PendingEvents,
     faults_dropped: u64,
     page_requests: PageRequests,
@@ -145,6 +149,7 @@ impl Device {
             mapping_count: 0,
             mapping_bytes: 0,
             under_way: None,
+            behind: VecDeque::new(),
             events: PendingEvents::default(),
             faults_dropped: 0,
             page_requests: PageRequests::default(),
@@ -224,29 +229,37 @@ impl Device {
     ///
     /// A change that was begun and never finished counts as refused by the host.
     pub fn begin(&mut self, readable: &[u8], writable: usize) -> Step {
-        self.set_under_way(None);
+        self.abandon();
+        match self.judge(readable, writable) {
+            Ok(under_way) => {
+                self.set_under_way(Some(under_way));
+                Step::Apply(under_way.change)
+            }
+            Err(reply) => Step::Done(reply),
+        }
+    }
+
+    /// What the outside has to do for a request, or the answer.
+    fn judge(&mut self, readable: &[u8], writable: usize) -> Result<UnderWay, Reply> {
         //= virtio#devicenormative:IOMMU/Device operations A9a A9b A10a A12
         // A type that is not recognised, or no room for a status: nothing is written. The rest of the head is ignored.
         let row = readable.first().and_then(|kind| request::row(RequestType(*kind), self.negotiated));
         let Some((row, form)) = row.and_then(|row| Some((row, Form::of(row, writable, self.probe_size())?)))
         else {
-            return Step::Done(Reply::unrecognised());
+            return Err(Reply::unrecognised());
         };
         self.driver_is_up = true;
         let checked = form.check_room().and_then(|()| request::parse(row, readable, self.negotiated));
         match checked.and_then(|request| self.check(&request)) {
-            Ok(Verdict::Change(change)) => {
-                self.set_under_way(Some(UnderWay { change, form }));
-                Step::Apply(change)
-            }
-            Ok(Verdict::Nothing) => Step::Done(form.done()),
-            Ok(Verdict::Properties(properties)) => Step::Done(form.properties(properties)),
-            Err(reject) => Step::Done(form.rejected(reject)),
+            Ok(Verdict::Change(change)) => Ok(UnderWay { change, form }),
+            Ok(Verdict::Nothing) => Err(form.done()),
+            Ok(Verdict::Properties(properties)) => Err(form.properties(properties)),
+            Err(reject) => Err(form.rejected(reject)),
         }
     }
 
     /// Commits the change that [`begin`](Device::begin) asked for, or drops it if the outside refused; the
-    /// last step.
+    /// last step. Of several under way that is the one which was begun first.
     pub fn finish(&mut self, applied: Result<(), HostError>) -> Reply {
         let Some(UnderWay { change, form }) = self.under_way else {
             return Reply::unrecognised();
@@ -256,7 +269,7 @@ impl Device {
         if applied.is_ok() {
             self.commit(change);
         }
-        self.set_under_way(None);
+        self.go_on_to_next();
         debug_assert_eq!(self.check_invariants(), Ok(()));
         match applied {
             Ok(()) => form.done(),
@@ -275,7 +288,7 @@ impl Device {
     pub fn reset(&mut self) -> Vec<Lingering> {
         //= virtio#devicenormative:IOMMU/Device configuration layout A6a
         // The bypass field outlives a device reset.
-        self.set_under_way(None);
+        self.abandon();
         self.mapping_count = 0;
         self.mapping_bytes = 0;
         self.driver_is_up = false;

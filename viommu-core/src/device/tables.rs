@@ -2,8 +2,6 @@
 
 //! ATTACH_TABLE and INVALIDATE.
 
-use alloc::collections::BTreeSet;
-
 use crate::domain::Domain;
 use crate::{
     Change, DomainId, EndpointId, Invalidation, Pasid, PasidSupport, Reject, Scope, Table, TableSupport,
@@ -113,11 +111,9 @@ impl Device {
         if let Some(number) = invalidation.id.filter(|_| row.id_bits == 0) {
             return Err(Reject::AddressSpaceId(number.into()));
         }
-        let members: BTreeSet<EndpointId> =
-            domain.endpoints().chain(domain.pasids().map(|(id, _)| id)).collect();
         let supports = || {
-            let endpoints = members.iter().filter_map(|id| self.endpoints.get(id));
-            endpoints.filter_map(|endpoint| endpoint.tables)
+            let members = domain.endpoints().chain(domain.pasids().map(|(id, _)| id));
+            members.filter_map(|id| self.endpoints.get(&id)?.tables)
         };
         let pasid = match invalidation.scope {
             Scope::Domain => None,

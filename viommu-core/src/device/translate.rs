@@ -118,7 +118,7 @@ impl Device {
         self.bypass && !matches!(self.change_under_way(), Some(Change::SetBypass { .. }))
     }
 
-    fn change_under_way(&self) -> Option<Change> {
+    pub(super) fn change_under_way(&self) -> Option<Change> {
         self.under_way.map(|under_way| under_way.change)
     }
 }

@@ -42,6 +42,11 @@
 //!    is not to kick. Linux waits for each reply with interrupts off, so what a kick and a sleeping thread cost is the
 //!    guest's processor time.
 //!
+//! INVALIDATEs that lie in the ring right behind each other go this way together, up to
+//! [`Device::UNDER_WAY_MAX`](crate::Device::UNDER_WAY_MAX) and up to what one call of the kernel takes: none of them changes
+//! the device, so what one is checked against does not depend on how another ends. If the call fails each is done by itself,
+//! and has its own status.
+//!
 //! # Threads
 //!
 //! One thread accepts VMMs; the vhost-user crate adds two for each session, one for messages and one for rings. Each

@@ -35,8 +35,9 @@
 //! 4. It sends ATTACH_TABLE. Everything that the table needs must be in memory before.
 //! 5. When it has changed an entry that hardware could have cached, valid before, it sends INVALIDATE and may use the
 //!    memory anew when that is answered. An entry that was not valid needs none, unless the hardware's registers say
-//!    that it caches those too (caching mode of VT-d). Many can be in the queue at once: they
-//!    are done in their order, and one kick is enough.
+//!    that it caches those too (caching mode of VT-d). Many can be in the queue at once,
+//!    and one kick is enough: those right behind each other are done together, which takes hardly longer than one of
+//!    them, and answered in their order, each with a status of its own.
 //! 6. It answers page requests with PAGE_RESP.
 //! 7. DETACH ends it. Then the memory of the tables is its own again. A reset of the device ends it, too; but an endpoint
 //!    that is at work then, and was not detached before, goes on with its old tables until it stops (bus mastering off) or

@@ -29,28 +29,27 @@ const SUBSTREAM_VALID: u64 = 1 << 11;
 /// `ATC_INV.Size` of all addresses.
 const ATC_ALL: SmmuCommand = [0, 52];
 
-/// The commands for these devices of one IOMMU: what it has of descriptors goes first, then what it has of translations,
-/// and then what the devices have. Else one could be filled from another that is still to be emptied.
-pub fn commands(
+/// Adds the commands for these devices of one IOMMU: what it has of descriptors goes first, then what it has of
+/// translations, and then what the devices have. Else one could be filled from another that is still to be emptied.
+pub fn add_commands(
     invalidation: &Invalidation,
     members: &[Member],
     abilities: Abilities,
-) -> [Vec<SmmuCommand>; 3] {
+    [configuration, translations, devices]: &mut [impl Extend<SmmuCommand>; 3],
+) {
     let substream = Substream::of(invalidation, abilities);
     let of_descriptors = invalidation.caches.contains(Caches::PASID);
-    let mut commands = [Vec::new(), translations(invalidation, abilities), Vec::new()];
-    let [configuration, _, devices] = &mut commands;
+    add_translations(invalidation, abilities, translations);
     for member in members {
         let Table::ArmSmmu3 { ste } = member.table else { continue };
         if of_descriptors && has_descriptors(ste) {
-            configuration.push(substream.configuration(member.number, invalidation.leaf));
+            configuration.extend([substream.configuration(member.number, invalidation.leaf)]);
         }
         if !invalidation.caches.is_empty() && has_descriptors(ste) && has_ats(ste) {
             let [first, second] = if of_descriptors { ATC_ALL } else { addresses(invalidation.scope) };
-            devices.push([first | ATC_INV | substream.of_device() | member.number << 32, second]);
+            devices.extend([[first | ATC_INV | substream.of_device() | member.number << 32, second]]);
         }
     }
-    commands
 }
 
 /// The SubstreamIDs concerned.
@@ -107,34 +106,40 @@ fn last_of(start: u64, pages: u64, page_shift: u8) -> u64 {
 }
 
 /// What the IOMMU has of translations. A descriptor that goes takes along what was translated by it.
-fn translations(invalidation: &Invalidation, abilities: Abilities) -> Vec<SmmuCommand> {
-    let whole = || match invalidation.id {
-        Some(id) if !invalidation.global => vec![[TLBI_NH_ASID | u64::from(id) << 48, 0]],
-        _ => vec![[TLBI_NH_ALL, 0]],
+fn add_translations(invalidation: &Invalidation, abilities: Abilities, to: &mut impl Extend<SmmuCommand>) {
+    let whole = match invalidation.id {
+        Some(id) if !invalidation.global => [TLBI_NH_ASID | u64::from(id) << 48, 0],
+        _ => [TLBI_NH_ALL, 0],
     };
     match invalidation.scope {
-        _ if invalidation.caches.is_empty() => Vec::new(),
+        _ if invalidation.caches.is_empty() => {}
         Scope::Addresses { start, pages, page_shift, .. } if invalidation.caches == Caches::TLB => {
             let first = match invalidation.id {
                 Some(id) => TLBI_NH_VA | u64::from(id) << 48,
                 None => TLBI_NH_VAA,
             };
             let command = [first, if invalidation.leaf { LEAF } else { 0 }];
-            let ranges = abilities.ranges.then(|| Granule::of(page_shift)).flatten();
-            let commands = match ranges {
-                Some(granule) => granule.ranges(command, start, pages, page_shift),
-                None => each(command, start, pages, page_shift),
-            };
-            commands.unwrap_or_else(whole)
+            match abilities.ranges.then(|| Granule::of(page_shift)).flatten() {
+                Some(granule) => match granule.count(pages, page_shift) {
+                    Some(granules) => to.extend(granule.ranges(command, start, granules)),
+                    None => to.extend([whole]),
+                },
+                None if pages <= PAGES_MAX => to.extend(each(command, start, pages, page_shift)),
+                None => to.extend([whole]),
+            }
         }
-        _ => whole(),
+        _ => to.extend([whole]),
     }
 }
 
-/// A command for each page, unless there are too many of them.
-fn each([first, second]: SmmuCommand, start: u64, pages: u64, page_shift: u8) -> Option<Vec<SmmuCommand>> {
-    let page = |number: u64| [first, second | (start + (number << page_shift))];
-    (pages <= PAGES_MAX).then(|| (0..pages).map(page).collect())
+/// A command for each page.
+fn each(
+    [first, second]: SmmuCommand,
+    start: u64,
+    pages: u64,
+    page_shift: u8,
+) -> impl Iterator<Item = SmmuCommand> {
+    (0..pages).map(move |number| [first, second | (start + (number << page_shift))])
 }
 
 /// The granule of tables, which a range is counted in.
@@ -156,33 +161,35 @@ impl Granule {
         }
     }
 
-    /// Commands for 1 to 31 times a power of two granules each, unless that takes too many of them.
+    /// How many of them so many pages are, unless that takes too many commands.
+    fn count(self, pages: u64, page_shift: u8) -> Option<u64> {
+        let granules = pages << (page_shift - self.shift);
+        (granules < 32 << SCALE_MAX).then_some(granules)
+    }
+
+    /// Commands for 1 to 31 times a power of two granules each.
     fn ranges(
         self,
         [first, second]: SmmuCommand,
         start: u64,
-        pages: u64,
-        page_shift: u8,
-    ) -> Option<Vec<SmmuCommand>> {
-        let mut left = pages << (page_shift - self.shift);
-        if left >= 32 << SCALE_MAX {
-            return None;
-        }
-        let (mut commands, mut address) = (Vec::new(), start);
-        while left > 0 {
+        granules: u64,
+    ) -> impl Iterator<Item = SmmuCommand> {
+        let (mut address, mut left) = (start, granules);
+        std::iter::from_fn(move || {
             let scale = left.trailing_zeros().min(SCALE_MAX);
             let number = left >> scale & 31;
-            commands.push(match (number, scale) {
+            let command = match (number, scale) {
+                (0, _) => return None,
                 // A range of one granule is reserved.
                 (1, 0) => [first, second | address],
                 _ => {
                     [first | (number - 1) << 12 | u64::from(scale) << 20, second | self.code << 10 | address]
                 }
-            });
+            };
             left -= number << scale;
             address = address.wrapping_add(number << (scale + u32::from(self.shift)));
-        }
-        Some(commands)
+            Some(command)
+        })
     }
 }
 

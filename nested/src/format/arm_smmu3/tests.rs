@@ -26,6 +26,12 @@ fn of_addresses(start: u64, pages: u64, page_shift: u8) -> Invalidation {
     Invalidation { scope, id: Some(0xabcd), ..DOMAIN }
 }
 
+fn commands(invalidation: &Invalidation, members: &[Member], abilities: Abilities) -> [Vec<SmmuCommand>; 3] {
+    let mut commands = [const { Vec::new() }; 3];
+    add_commands(invalidation, members, abilities, &mut commands);
+    commands
+}
+
 fn all_of(invalidation: Invalidation, ste: [u64; 2], abilities: Abilities) -> [Vec<SmmuCommand>; 3] {
     commands(&invalidation, &[member(0x12, ste)], abilities)
 }
@@ -219,13 +225,19 @@ fn what_the_hardware_can_do_is_in_its_registers() {
     assert_eq!((ArmSmmu3.repetitions(&info(0, 0, 0)), ArmSmmu3.repetitions(&info(1, 0, 0))), (1, 2));
 }
 
-/// The batches are as iommufd takes them; none is empty, which would be another question.
 #[test]
-fn entries_are_little_endian_and_in_batches_of_one_kind() {
-    let all = Invalidation { caches: Caches::all(), id: Some(7), ..DOMAIN };
-    let batches = ArmSmmu3.entries(&info(0, 0, 0), &all, &[member(0x12, STAGE_1)]);
-    let expected = [[0x12_0000_0006u64, 0], [0x0007_0000_0000_0011, 0]];
-    assert_eq!(batches, expected.map(|command| Entries::of(1, &[command.map(u64::to_le_bytes)])));
+fn entries_are_little_endian_and_behind_those_of_their_batch() {
+    let mut batches = Batches::default();
+    for id in [7, 0xffff] {
+        let all = Invalidation { caches: Caches::all(), id: Some(id), ..DOMAIN };
+        ArmSmmu3.add_entries(&info(0, 0, 0), &all, &[member(0x12, STAGE_1)], &mut batches);
+    }
+    let of_descriptors = [[0x12_0000_0006u64, 0]; 2];
+    let of_translations = [[0x0007_0000_0000_0011, 0], [0xffff_0000_0000_0011, 0]];
+    let entries = |commands: [[u64; 2]; 2]| Entries::of(1, &commands.map(|each| each.map(u64::to_le_bytes)));
+    let [descriptors, translations, devices] = batches;
+    assert_eq!((descriptors, translations), (entries(of_descriptors), entries(of_translations)));
+    assert!(devices.is_empty());
 }
 
 #[test]

@@ -20,8 +20,8 @@ const WITHIN: Duration = Duration::from_secs(1800);
 /// Which commands, pages in a request, requests in the ring.
 type Key<'a> = (&'a str, usize, usize);
 
-/// Nanoseconds of a request, and of the ioctl, by round.
-type Figures<'a> = BTreeMap<Key<'a>, Vec<[f64; 2]>>;
+/// Nanoseconds of a request, of an ioctl for each, and of one request's part of as few as there can be, by round.
+type Figures<'a> = BTreeMap<Key<'a>, Vec<[f64; 3]>>;
 
 /// Measures `rounds` rounds and prints them.
 pub fn run(rounds: usize) -> Result<()> {
@@ -58,9 +58,9 @@ fn figures(lines: &[String]) -> Result<Figures<'_>> {
     let mut figures = Figures::new();
     for line in lines {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if let ["invalidate", way, _, pages, requests, daemon, ioctl] = words[..] {
+        if let ["invalidate", way, _, pages, requests, daemon, ioctl, shared] = words[..] {
             let key = (way, pages.parse()?, requests.parse()?);
-            figures.entry(key).or_default().push([daemon.parse()?, ioctl.parse()?]);
+            figures.entry(key).or_default().push([daemon.parse()?, ioctl.parse()?, shared.parse()?]);
         }
     }
     ensure!(!figures.is_empty(), "no figures:\n{}", lines.join("\n"));
@@ -69,15 +69,24 @@ fn figures(lines: &[String]) -> Result<Figures<'_>> {
 
 fn print(figures: &Figures<'_>) {
     println!(
-        "\nINVALIDATE of pages of 4 KiB, from the kick to the last answer, and the ioctl with the same commands"
+        "\nINVALIDATE of pages of 4 KiB: microseconds of a request, from the kick to the last answer, divided by those in the \
+         ring\nioctl: the same commands without a daemon, in an ioctl for each request; shared: in one for all in the \
+         ring, as far as it takes them"
     );
-    let head = format!("{:>9} {:>9}   {:>23}", "request", "ioctl: us", "ratio: min  median  max");
+    let ratio = "min  median  max";
+    let head = format!("{:>9} {:>9} {:>23} {:>9} {:>23}", "request", "ioctl", ratio, "shared", ratio);
     println!("{:44} {head}", "");
     for ((way, pages, requests), rounds) in figures {
         let median = |which: usize| Spread::of(rounds.iter().map(|round| round[which] / 1000.0)).median();
-        let ratio = Spread::of(rounds.iter().map(|[daemon, ioctl]| daemon / ioctl));
+        let ratio = |which: usize| Spread::of(rounds.iter().map(|round| round[0] / round[which]));
         let commands = if *way == "ranges" { "ranges" } else { "page by page" };
         let name = format!("{pages:>4} pages, {requests:>2} in the ring, {commands}");
-        println!("{name:44} {:>9.1} {:>9.1}   {ratio:.2}", median(0), median(1));
+        let (of_each, of_shared) = (ratio(1), ratio(2));
+        println!(
+            "{name:44} {:>9.1} {:>9.1} {of_each:>23.2} {:>9.1} {of_shared:>23.2}",
+            median(0),
+            median(1),
+            median(2)
+        );
     }
 }
