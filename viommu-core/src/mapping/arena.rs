@@ -49,6 +49,7 @@ impl Arena {
     }
 
     /// The words from number `at` up to the end of its chunk.
+    #[inline]
     pub(super) fn words(&self, at: u32) -> Result<Words<'_>, Torn> {
         let chunk = self.chunks.get(at.wrapping_shr(CHUNK_LG2) as usize).ok_or(Torn)?;
         chunk.get((at & CHUNK_MASK) as usize..).map(Words).ok_or(Torn)
@@ -82,11 +83,13 @@ pub(super) struct Words<'a>(&'a [AtomicU64]);
 
 impl Words<'_> {
     /// A word, and with it what was stored before it.
+    #[inline]
     pub(super) fn load(self, index: u32) -> Result<u64, Torn> {
         self.0.get(index as usize).map(|word| word.load(Ordering::Acquire)).ok_or(Torn)
     }
 
     /// Replaces a word. For the one writer, who knows that it exists.
+    #[inline]
     pub(super) fn store(self, index: u32, value: u64, order: Ordering) {
         debug_assert!((index as usize) < self.0.len());
         if let Some(word) = self.0.get(index as usize) {

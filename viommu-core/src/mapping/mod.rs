@@ -133,16 +133,22 @@ impl Mappings {
     /// The mapping that holds `iova`.
     #[inline]
     pub fn find(&self, iova: u64) -> Option<Mapping> {
-        let begins_there = self.found_at_once(iova);
-        begins_there.or_else(|| self.last_from(iova).filter(|mapping| mapping.range.contains(iova)))
+        if let Some(mapping) = self.found_at_once(iova) {
+            return Some(mapping);
+        }
+        self.last_from(iova).filter(|mapping| mapping.range.contains(iova))
     }
 
     /// Whether any mapping shares a byte with `range`.
+    #[inline]
     pub fn overlaps(&self, range: &IovaRange) -> bool {
-        self.last_from(range.last()).is_some_and(|mapping| mapping.range.overlaps(range))
+        let (first, last) = (self.granule.number_of(range.start()), self.granule.number_of(range.last()));
+        let highest = find::floor(self.tree.space.arena(), last);
+        highest.is_ok_and(|entry| entry.is_some_and(|entry| first <= entry.last_key()))
     }
 
     /// Adds a mapping, which must overlap no other.
+    #[inline]
     pub fn insert(&mut self, mapping: Mapping) {
         debug_assert!(!self.overlaps(&mapping.range));
         self.tree.insert(Entry::packed(self.granule, &mapping));
@@ -154,9 +160,18 @@ impl Mappings {
     ///
     /// # Errors
     /// [`WouldSplit`] when a mapping lies only partly within it.
+    #[inline]
     pub fn any_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
-        let highest = self.found_at_once(range.last()).or_else(|| self.last_from(range.last()));
-        let Some(highest) = highest.filter(|mapping| mapping.range.overlaps(range)) else {
+        // Most often one mapping is to go, of the smallest size.
+        match self.found_at_once(range.last()) {
+            Some(mapping) if mapping.range == *range => Ok(true),
+            _ => self.any_anywhere_within(range),
+        }
+    }
+
+    #[inline(never)]
+    fn any_anywhere_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
+        let Some(highest) = self.last_from(range.last()).filter(|mapping| mapping.range.overlaps(range)) else {
             return Ok(false);
         };
         let lowest =
@@ -169,6 +184,7 @@ impl Mappings {
     }
 
     /// Removes the mappings that begin in `range`; says how many.
+    #[inline]
     pub fn remove_within(&mut self, range: &IovaRange) -> usize {
         let first = self.granule.number_of(range.start());
         // A range may begin within a granule, where no mapping begins.
@@ -198,15 +214,16 @@ impl Mappings {
 
     /// The mapping whose first granule has `iova`, if a shortcut leads to it: what is looked up or unmapped often is,
     /// what is to be mapped is not there yet.
-    #[inline]
+    #[inline(always)]
     fn found_at_once(&self, iova: u64) -> Option<Mapping> {
         let entry = find::short_at(self.tree.space.arena(), self.granule.number_of(iova))?;
         entry.unpacked(self.granule).ok()
     }
 
     /// The last mapping that begins at or before `iova`.
+    #[inline(never)]
     fn last_from(&self, iova: u64) -> Option<Mapping> {
-        let entry = find::floor(self.tree.space.arena(), self.granule.number_of(iova)).ok()??;
+        let entry = find::floor_anywhere(self.tree.space.arena(), self.granule.number_of(iova)).ok()??;
         entry.unpacked(self.granule).ok()
     }
 }

@@ -42,8 +42,13 @@ const fn used_words_max(live: usize, count: usize) -> usize {
     let by_nodes = live.saturating_add(live / 8).saturating_add(spare).saturating_add(64);
     // Many small nodes that grow in turn waste as much as they have, before it is of use again. So a mapping that takes
     // little may take 16 bytes.
-    let by_entries = count.saturating_mul(2);
+    let by_entries = used_words_max_of(count);
     if by_nodes > by_entries { by_nodes } else { by_entries }
+}
+
+/// The same when nodes have none.
+const fn used_words_max_of(count: usize) -> usize {
+    count.saturating_mul(2)
 }
 
 /// Words in a row: the first and how many.
@@ -61,6 +66,10 @@ pub(super) struct Space {
     capacity: usize,
     /// Words of the nodes in the tree.
     live: usize,
+    /// Words came into the tree or left it in this change.
+    is_unsettled: bool,
+    /// The most words that may be used for them, as of the last change that did.
+    used_words_max: usize,
     /// Words of the last chunk that were never used.
     unused: Block,
     /// The first free block of each size, 0 for none; its first word is the next one.
@@ -83,6 +92,8 @@ impl Space {
             arena: Arc::new(Arena::new(words).with_chunk(first)),
             capacity: first as usize,
             live: ROOT_WORDS as usize,
+            is_unsettled: true,
+            used_words_max: 0,
             unused: Block { at: ROOT_WORDS, words: first.saturating_sub(ROOT_WORDS) },
             free: Vec::new(),
             free_sizes: 0,
@@ -126,6 +137,7 @@ impl Space {
     /// The first of `words` words, at least 2, with any content.
     pub(super) fn take(&mut self, words: u32, shared: &Shared) -> u32 {
         self.live = self.live.saturating_add(words as usize);
+        self.is_unsettled = true;
         if let Some(at) = self.take_free(words).or_else(|| self.take_unused(words)) {
             return at;
         }
@@ -136,6 +148,7 @@ impl Space {
     /// Takes back the words of a node that left the tree, or is about to.
     pub(super) fn retire(&mut self, at: u32, words: u32) {
         self.live = self.live.saturating_sub(words as usize);
+        self.is_unsettled = true;
         if self.fresh.len() < self.remembered_max() {
             self.fresh.push(Block { at, words });
             self.fresh_words = self.fresh_words.saturating_add(words as usize);
@@ -146,13 +159,23 @@ impl Space {
     /// Says whether so much is lost or waits that the tree should be copied to a space of its own size.
     #[inline]
     pub(super) fn settle(&mut self, count: usize, shared: &Shared) -> bool {
+        if self.is_unsettled {
+            self.settle_anew(shared);
+        }
+        let used = self.capacity.saturating_sub(self.unused.words as usize);
+        used > self.used_words_max && used > used_words_max_of(count)
+    }
+
+    /// What depends on the words of nodes.
+    #[inline(never)]
+    fn settle_anew(&mut self, shared: &Shared) {
+        self.is_unsettled = false;
+        self.used_words_max = used_words_max(self.live, 0);
         // Few steps, lest they overtake a lookup; yet not so few that what waits is much.
         let waits_much = self.fresh_words > (self.live / 64).saturating_add(24);
         if waits_much || self.fresh.len() >= self.fresh_max() {
             self.advance(shared);
         }
-        let used = self.capacity.saturating_sub(self.unused.words as usize);
-        used > used_words_max(self.live, count)
     }
 
     #[cold]
