@@ -33,28 +33,27 @@ pub(super) fn leaf_at_once(arena: &Arena, key: u64) -> Option<(Table, Words<'_>)
 /// steps that a processor is on several of them at a time.
 #[inline(always)]
 pub(super) fn short_at(arena: &Arena, key: u64) -> Option<Entry> {
-    let (leaf, words) = leaf_at_once(arena, key)?;
+    short_in(leaf_at_once(arena, key)?, key)
+}
+
+/// The short mapping that begins at `key` in its leaf.
+#[inline(always)]
+pub(super) fn short_in((leaf, words): (Table, Words<'_>), key: u64) -> Option<Entry> {
     let word = leaf.item(words, digit(key, 0)).ok()?;
     (!is_long(word)).then_some(Entry { key, word, more: 0 })
 }
 
-/// The mapping of the highest key that is not above `key`.
+/// The short mapping of the highest key that is not above `key` in its leaf.
 #[inline(always)]
-pub(super) fn floor(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
+pub(super) fn short_floor_in((leaf, words): (Table, Words<'_>), key: u64) -> Option<Entry> {
     let digit = digit(key, 0);
-    // Where many are mapped, the leaf of the key has the mapping.
-    if let Some((leaf, words)) = leaf_at_once(arena, key)
-        && let Some((digit, word)) = leaf.highest_item(words, below(digit) | bit(digit))?
-        && !is_long(word)
-    {
-        return Ok(Some(Entry { key: prefix(key, 0) | u64::from(digit), word, more: 0 }));
-    }
-    floor_anywhere(arena, key)
+    let (digit, word) = leaf.highest_item(words, below(digit) | bit(digit)).ok()??;
+    (!is_long(word)).then_some(Entry { key: prefix(key, 0) | u64::from(digit), word, more: 0 })
 }
 
-/// The same, from a shortcut or the root on.
+/// The mapping of the highest key that is not above `key`.
 #[inline(never)]
-pub(super) fn floor_anywhere(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
+pub(super) fn floor(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
     if let Some(node) = arena.shortcuts.to(key) {
         let child = Table::plain_child(node, arena, digit(key, ABOVE_LEAVES))?;
         let found = below_inner(arena, child, key)?;

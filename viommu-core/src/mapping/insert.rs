@@ -2,7 +2,6 @@
 
 //! A new entry's way into the tree.
 
-use super::find;
 use super::node::{
     ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digit, next_higher, next_lower, prefix,
     shift_of_difference,
@@ -15,7 +14,7 @@ impl Tree {
     #[inline]
     pub(super) fn insert(&mut self, entry: Entry) {
         if !is_long(entry.word)
-            && let Some((leaf, words)) = find::leaf_at_once(self.space.arena(), entry.key)
+            && let Some((leaf, words)) = self.leaf_at_once(entry.key)
             && leaf.try_add_in_place(words, digit(entry.key, 0), entry.word)
         {
             return;

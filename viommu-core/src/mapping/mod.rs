@@ -143,8 +143,9 @@ impl Mappings {
     #[inline]
     pub fn overlaps(&self, range: &IovaRange) -> bool {
         let (first, last) = (self.granule.number_of(range.start()), self.granule.number_of(range.last()));
-        let highest = find::floor(self.tree.space.arena(), last);
-        highest.is_ok_and(|entry| entry.is_some_and(|entry| first <= entry.last_key()))
+        let near = self.tree.leaf_at_once(last).and_then(|leaf| find::short_floor_in(leaf, last));
+        let highest = near.or_else(|| self.floor(last));
+        highest.is_some_and(|entry| first <= entry.last_key())
     }
 
     /// Adds a mapping, which must overlap no other.
@@ -163,7 +164,9 @@ impl Mappings {
     #[inline]
     pub fn any_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
         // Most often one mapping is to go, of the smallest size.
-        match self.found_at_once(range.last()) {
+        let key = self.granule.number_of(range.last());
+        let near = self.tree.leaf_at_once(key).and_then(|leaf| find::short_in(leaf, key));
+        match near.and_then(|entry| entry.unpacked(self.granule).ok()) {
             Some(mapping) if mapping.range == *range => Ok(true),
             _ => self.any_anywhere_within(range),
         }
@@ -223,8 +226,12 @@ impl Mappings {
     /// The last mapping that begins at or before `iova`.
     #[inline(never)]
     fn last_from(&self, iova: u64) -> Option<Mapping> {
-        let entry = find::floor_anywhere(self.tree.space.arena(), self.granule.number_of(iova)).ok()??;
-        entry.unpacked(self.granule).ok()
+        self.floor(self.granule.number_of(iova))?.unpacked(self.granule).ok()
+    }
+
+    /// The entry of the highest key that is not above `key`.
+    fn floor(&self, key: u64) -> Option<Entry> {
+        find::floor(self.tree.space.arena(), key).ok()?
     }
 }
 

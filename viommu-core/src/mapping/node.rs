@@ -223,6 +223,18 @@ impl Table {
         Table(if count >= 24 { kind | FULL } else { kind })
     }
 
+    /// A leaf by a part of its reference, or `None` for 0.
+    #[inline]
+    pub(super) fn leaf(part: u32) -> Option<Table> {
+        (part != 0).then_some(Table(LEAF | part & (FULL | AT_MASK)))
+    }
+
+    /// What [`Table::leaf`] takes.
+    #[inline]
+    pub(super) fn part(self) -> u32 {
+        self.0 & (FULL | AT_MASK)
+    }
+
     /// The same table from word `at` on.
     pub(super) fn placed(self, at: u32) -> Table {
         Table(self.0 & !AT_MASK | at)

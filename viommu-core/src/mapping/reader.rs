@@ -90,7 +90,7 @@ impl Reader {
     }
 
     fn look(&self, iova: u64) -> Result<Option<Mapping>, Torn> {
-        let Some(entry) = find::floor_anywhere(&self.arena, self.granule.number_of(iova))? else {
+        let Some(entry) = find::floor(&self.arena, self.granule.number_of(iova))? else {
             return Ok(None);
         };
         let mapping = entry.unpacked(self.granule)?;

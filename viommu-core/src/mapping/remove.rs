@@ -4,7 +4,6 @@
 
 use core::sync::atomic::Ordering;
 
-use super::find;
 use super::node::{
     ABOVE_LEAVES, Head, Node, NodeRef, Table, below, below_prefix, bit, digit, digits, next_higher,
     next_lower, prefix,
@@ -76,7 +75,7 @@ impl Tree {
     #[inline(always)]
     fn remove_short_at(&self, key: u64) -> bool {
         let digit = digit(key, 0);
-        let Some((leaf, words)) = find::leaf_at_once(self.space.arena(), key) else { return false };
+        let Some((leaf, words)) = self.leaf_at_once(key) else { return false };
         let Ok(Some(place)) = leaf.place(words, digit) else { return false };
         let is_there = leaf.item_at(words, place).is_ok_and(|item| !is_long(item));
         let stays = is_there && leaf.try_count_out(words, bit(digit));

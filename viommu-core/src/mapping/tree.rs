@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, Shared, Words};
 use super::find;
-use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digits, next_lower};
+use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digits, next_lower, prefix};
 use super::space::Space;
 use super::value::{Entry, LONG_WORDS, is_long};
 
@@ -104,6 +104,20 @@ impl Tree {
     /// The inner node just above the leaves that the way to `key` leads through, if it is full and known.
     pub(super) fn shortcut(&self, key: u64) -> Option<NodeRef> {
         self.arena().shortcuts.to(key)
+    }
+
+    /// The leaf of `key` and its words, if it was asked for last or a shortcut leads to it: what is checked is changed
+    /// next, and what comes after it is often near.
+    #[inline(always)]
+    pub(super) fn leaf_at_once(&self, key: u64) -> Option<(Table, Words<'_>)> {
+        if let Some((leaf, words)) = self.space.last_leaf()
+            && words.load(0).is_ok_and(|head| Head(head).prefix() == prefix(key, 0))
+        {
+            return Some((leaf, words));
+        }
+        let (leaf, words) = find::leaf_at_once(self.arena(), key)?;
+        self.space.set_last_leaf(leaf);
+        Some((leaf, words))
     }
 
     /// Puts a node in a place in which there is one already, or at the root.
