@@ -20,7 +20,9 @@
 //!
 //! What takes less may come to 18, and a small domain to twice this, with words that are not used again yet.
 //!
-//! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once.
+//! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once:
+//! what is short is found with one look at the shortcuts, one at an inner node and one at its own word. A change goes
+//! straight to the leaf in which it was checked, and most often stores two words there.
 //! Removing many takes time by the nodes that go. When an eighth of the memory is wasted, and a mapping takes more
 //! than 16 bytes with it, the tree moves to memory of its own size, in time proportional to it, and the change waits:
 //! mostly a removal, but also an addition, where many small nodes grow in turn. Spread over the changes that lead there,
@@ -174,7 +176,8 @@ impl Mappings {
 
     #[inline(never)]
     fn any_anywhere_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
-        let Some(highest) = self.last_from(range.last()).filter(|mapping| mapping.range.overlaps(range)) else {
+        let Some(highest) = self.last_from(range.last()).filter(|mapping| mapping.range.overlaps(range))
+        else {
             return Ok(false);
         };
         let lowest =
@@ -416,6 +419,50 @@ mod tests {
     }
 
     #[test]
+    fn a_leaf_that_was_checked_is_not_changed_any_more_when_another_has_taken_its_place() {
+        let mut mappings = Mappings::new(GRANULE);
+        (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
+        assert!(mappings.overlaps(&range(0x1000, 0x1000)));
+        assert!(mappings.tree.space.last_leaf().is_some());
+        // So few are left of the leaf that a smaller one does.
+        assert_eq!(mappings.remove_within(&range(0x1008, 0x103f)), 56);
+        assert!(mappings.tree.space.last_leaf().is_none(), "it has left the tree");
+        assert_eq!(mappings.remove_within(&range(0x1007, 0x1007)), 1);
+        mappings.insert(mapping(0x1007, 0x1007));
+        assert_eq!(mappings.find(0x100_7000), Some(mapping(0x1007, 0x1007)));
+        assert_eq!(mappings.iter().count(), 20_000 - 56);
+    }
+
+    #[test]
+    fn a_change_that_follows_no_check_of_its_own_leaf_is_made_in_its_own() {
+        let mut mappings = Mappings::new(GRANULE);
+        (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
+        assert_eq!(mappings.any_within(&range(0x2001, 0x2001)), Ok(true));
+        assert_eq!(mappings.remove_within(&range(0x1001, 0x1001)), 1);
+        assert_eq!((mappings.find(0x100_1000), mappings.count()), (None, 19_999));
+        assert!(mappings.overlaps(&range(0x2001, 0x2001)));
+        mappings.insert(mapping(0x1001, 0x1001));
+        let found = [0x100_1000, 0x200_1000].map(|iova| mappings.find(iova));
+        assert_eq!(found, [0x1001, 0x2001].map(|granule| Some(mapping(granule, granule))));
+    }
+
+    #[test]
+    fn a_mapping_shares_a_byte_with_the_ranges_that_reach_into_it_and_with_no_other() {
+        for few_or_many in [0, 20_000] {
+            let mut mappings = Mappings::new(GRANULE);
+            (0x2000..0x2000 + few_or_many).for_each(|granule| mappings.insert(mapping(granule, granule)));
+            mappings.remove_within(&range(0x3000, 0x3010));
+            mappings.insert(mapping(0x3002, 0x3005));
+            let overlaps =
+                |start, last| mappings.overlaps(&IovaRange::new(start, last).expect("start <= last"));
+            let into_it = [(0x300_2000, 0x300_2000), (0x300_5fff, 0x300_6fff), (0x300_0000, 0x300_f000)];
+            let beside_it = [(0x300_1000, 0x300_1fff), (0x300_6000, 0x300_6000), (0x300_6fff, 0x301_0fff)];
+            assert!(into_it.into_iter().all(|(start, last)| overlaps(start, last)), "{few_or_many}");
+            assert!(!beside_it.into_iter().any(|(start, last)| overlaps(start, last)), "{few_or_many}");
+        }
+    }
+
+    #[test]
     fn a_long_mapping_among_short_ones_of_a_dense_tree_is_found_whole_and_removed() {
         let mut mappings = Mappings::new(GRANULE);
         (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
@@ -426,6 +473,7 @@ mod tests {
             [0x1020, 0x1021, 0x1500].map(|granule| mappings.find(GRANULE.start_of(granule)))
         };
         assert_eq!(found(&mappings), [Some(long); 3]);
+        assert!(mappings.overlaps(&range(0x1030, 0x1031)), "with the middle of it");
         assert_eq!(mappings.remove_within(&long.range), 1);
         assert_eq!(found(&mappings), [None; 3]);
     }

@@ -72,7 +72,8 @@ impl Tree {
     /// The digits that have an item, each with the item, in order.
     pub(super) fn items(&self, table: Table) -> impl Iterator<Item = (u32, u64)> {
         let (words, bitmap) = (self.words(table), self.bitmap(table));
-        let items = table.places(bitmap).map(move |(place, digit)| (digit, table.item_at(words, place).unwrap_or(0)));
+        let items =
+            table.places(bitmap).map(move |(place, digit)| (digit, table.item_at(words, place).unwrap_or(0)));
         items.filter(|(_, item)| *item != 0)
     }
 
