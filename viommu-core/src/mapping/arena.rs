@@ -49,9 +49,10 @@ impl Arena {
     }
 
     /// The words from number `at` up to the end of its chunk.
+    #[inline]
     pub(super) fn words(&self, at: u32) -> Result<Words<'_>, Torn> {
         let chunk = self.chunks.get(at.wrapping_shr(CHUNK_LG2) as usize).ok_or(Torn)?;
-        chunk.get((at & CHUNK_MASK) as usize..).map(Words).ok_or(Torn)
+        Ok(Words { chunk, first: at & CHUNK_MASK })
     }
 
     /// How many chunks there are.
@@ -76,22 +77,32 @@ impl Arena {
     }
 }
 
-/// Some words in a row.
+/// Words in a row, of one chunk. Whether one exists is only known where it is loaded or stored.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Words<'a>(&'a [AtomicU64]);
+pub(super) struct Words<'a> {
+    chunk: &'a [AtomicU64],
+    first: u32,
+}
 
 impl Words<'_> {
     /// A word, and with it what was stored before it.
+    #[inline]
     pub(super) fn load(self, index: u32) -> Result<u64, Torn> {
-        self.0.get(index as usize).map(|word| word.load(Ordering::Acquire)).ok_or(Torn)
+        self.word(index).map(|word| word.load(Ordering::Acquire)).ok_or(Torn)
     }
 
     /// Replaces a word. For the one writer, who knows that it exists.
+    #[inline]
     pub(super) fn store(self, index: u32, value: u64, order: Ordering) {
-        debug_assert!((index as usize) < self.0.len());
-        if let Some(word) = self.0.get(index as usize) {
+        debug_assert!(self.word(index).is_some());
+        if let Some(word) = self.word(index) {
             word.store(value, order);
         }
+    }
+
+    #[inline]
+    fn word(&self, index: u32) -> Option<&AtomicU64> {
+        self.chunk.get(self.first.wrapping_add(index) as usize)
     }
 }
 

@@ -8,8 +8,8 @@
 
 use core::cmp::Ordering;
 
-use super::arena::{Arena, Torn};
-use super::node::{ABOVE_LEAVES, DIGITS, Node, NodeRef, Table, below, digit, next_lower, prefix};
+use super::arena::{Arena, Torn, Words};
+use super::node::{ABOVE_LEAVES, DIGITS, Node, NodeRef, Table, below, bit, digit, next_lower, prefix};
 use super::value::{Entry, is_long};
 
 /// The root of the tree.
@@ -18,26 +18,41 @@ pub(super) fn root(arena: &Arena) -> Result<NodeRef, Torn> {
     arena.load(0).map(|root| NodeRef(root as u32))
 }
 
-/// The leaf of `key`, if a shortcut leads to it.
-#[inline]
-pub(super) fn leaf_at_once(arena: &Arena, key: u64) -> Option<Table> {
+/// The leaf of `key` and its words, if a shortcut leads to it.
+#[inline(always)]
+pub(super) fn leaf_at_once(arena: &Arena, key: u64) -> Option<(Table, Words<'_>)> {
     let node = arena.shortcuts.to(key)?;
     let child = Table::plain_child(node, arena, digit(key, ABOVE_LEAVES)).ok()?;
     match child.node() {
-        Node::Leaf(leaf) => Some(leaf),
+        Node::Leaf(leaf) => Some((leaf, leaf.words_in(arena).ok()?)),
         _ => None,
     }
 }
 
 /// The short mapping that begins at `key`, if a shortcut leads to its leaf. Most lookups end here, after so few
 /// steps that a processor is on several of them at a time.
-#[inline]
+#[inline(always)]
 pub(super) fn short_at(arena: &Arena, key: u64) -> Option<Entry> {
-    let word = leaf_at_once(arena, key)?.item(arena, digit(key, 0)).ok()?;
+    short_in(leaf_at_once(arena, key)?, key)
+}
+
+/// The short mapping that begins at `key` in its leaf.
+#[inline(always)]
+pub(super) fn short_in((leaf, words): (Table, Words<'_>), key: u64) -> Option<Entry> {
+    let word = leaf.item(words, digit(key, 0)).ok()?;
     (!is_long(word)).then_some(Entry { key, word, more: 0 })
 }
 
+/// The short mapping of the highest key that is not above `key` in its leaf.
+#[inline(always)]
+pub(super) fn short_floor_in((leaf, words): (Table, Words<'_>), key: u64) -> Option<Entry> {
+    let digit = digit(key, 0);
+    let (digit, word) = leaf.highest_item(words, below(digit) | bit(digit)).ok()??;
+    (!is_long(word)).then_some(Entry { key: prefix(key, 0) | u64::from(digit), word, more: 0 })
+}
+
 /// The mapping of the highest key that is not above `key`.
+#[inline(never)]
 pub(super) fn floor(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
     if let Some(node) = arena.shortcuts.to(key) {
         let child = Table::plain_child(node, arena, digit(key, ABOVE_LEAVES))?;
@@ -90,7 +105,7 @@ fn from_root(arena: &Arena, key: u64) -> Result<Option<Entry>, Torn> {
         }
         *passed.get_mut(depth).ok_or(Torn)? = at.0;
         depth = depth.wrapping_add(1);
-        at = NodeRef(table.item(arena, digit(key, shift))? as u32);
+        at = NodeRef(table.item(table.words_in(arena)?, digit(key, shift))? as u32);
     }
     let found = below_inner(arena, at, key)?;
     if found.is_some() { Ok(found) } else { back(arena, key, passed.get(..depth).ok_or(Torn)?) }
@@ -106,12 +121,8 @@ fn in_leaf(arena: &Arena, leaf: Table, skips: bool, key: u64) -> Result<Option<E
             Ordering::Equal => {}
         }
     }
-    // Where every granule is mapped by itself, this is all.
-    let item = leaf.item(arena, digit(key, 0))?;
-    if item != 0 {
-        return Entry::of_item(arena, key, item).map(Some);
-    }
-    match leaf.highest_item(arena, below(digit(key, 0)))? {
+    let digit = digit(key, 0);
+    match leaf.highest_item(leaf.words_in(arena)?, below(digit) | bit(digit))? {
         Some((digit, item)) => Entry::of_item(arena, prefix(key, 0) | u64::from(digit), item).map(Some),
         None => Ok(None),
     }
@@ -122,7 +133,7 @@ fn back(arena: &Arena, key: u64, passed: &[u32]) -> Result<Option<Entry>, Torn> 
     for at in passed.iter().rev() {
         let Node::Inner(table) = NodeRef(*at).node() else { return Err(Torn) };
         let shift = table.head(arena)?.shift();
-        if let Some((_, item)) = table.highest_item(arena, below(digit(key, shift)))? {
+        if let Some((_, item)) = table.highest_item(table.words_in(arena)?, below(digit(key, shift)))? {
             return last_of(arena, NodeRef(item as u32)).map(Some);
         }
     }
@@ -136,11 +147,11 @@ fn last_of(arena: &Arena, mut at: NodeRef) -> Result<Entry, Torn> {
             Node::None => return Err(Torn),
             Node::Lone(first) => return Entry::of_lone(arena, first),
             Node::Leaf(leaf) => {
-                let (digit, item) = leaf.highest_item(arena, u64::MAX)?.ok_or(Torn)?;
+                let (digit, item) = leaf.highest_item(leaf.words_in(arena)?, u64::MAX)?.ok_or(Torn)?;
                 return Entry::of_item(arena, leaf.head(arena)?.prefix() | u64::from(digit), item);
             }
             Node::Inner(table) => {
-                let (_, item) = table.highest_item(arena, u64::MAX)?.ok_or(Torn)?;
+                let (_, item) = table.highest_item(table.words_in(arena)?, u64::MAX)?.ok_or(Torn)?;
                 at = NodeRef(item as u32);
             }
         }

@@ -2,7 +2,6 @@
 
 //! A new entry's way into the tree.
 
-use super::find;
 use super::node::{
     ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digit, next_higher, next_lower, prefix,
     shift_of_difference,
@@ -12,13 +11,20 @@ use super::value::{Entry, is_long};
 
 impl Tree {
     /// Adds an entry, of whose key there is none.
+    #[inline]
     pub(super) fn insert(&mut self, entry: Entry) {
         if !is_long(entry.word)
-            && let Some(leaf) = find::leaf_at_once(self.space.arena(), entry.key)
-            && self.try_add_in_place(leaf, digit(entry.key, 0), entry.word)
+            && let Some((leaf, words)) = self.leaf_at_once(entry.key)
+            && leaf.try_add_in_place(words, digit(entry.key, 0), entry.word)
         {
             return;
         }
+        self.insert_anywhere(entry);
+    }
+
+    /// The same, on the way from a shortcut or the root.
+    #[inline(never)]
+    fn insert_anywhere(&mut self, entry: Entry) {
         // A shortcut leads to a node that takes children in place: where itself stands does not matter.
         let mut slot = Slot::Root;
         let (mut at, mut shift) = match self.shortcut(entry.key) {

@@ -67,7 +67,7 @@ impl Iterator for Entries<'_> {
             let digit = place.left.trailing_zeros();
             place.left &= place.left.wrapping_sub(1);
             let at = if place.table.is_full() { digit } else { place.rank };
-            let item = place.table.item_at(self.arena, at).ok()?;
+            let item = place.table.item_at(place.table.words_in(self.arena).ok()?, at).ok()?;
             place.rank = place.rank.wrapping_add(1);
             if item == 0 {
                 continue;

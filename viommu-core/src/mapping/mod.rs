@@ -20,7 +20,9 @@
 //!
 //! What takes less may come to 18, and a small domain to twice this, with words that are not used again yet.
 //!
-//! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once.
+//! Finding, adding or removing one takes a few steps down, and in a dense tree a shortcut takes most of them at once:
+//! what is short is found with one look at the shortcuts, one at an inner node and one at its own word. A change goes
+//! straight to the leaf in which it was checked, and most often stores two words there.
 //! Removing many takes time by the nodes that go. When an eighth of the memory is wasted, and a mapping takes more
 //! than 16 bytes with it, the tree moves to memory of its own size, in time proportional to it, and the change waits:
 //! mostly a removal, but also an addition, where many small nodes grow in turn. Spread over the changes that lead there,
@@ -133,16 +135,23 @@ impl Mappings {
     /// The mapping that holds `iova`.
     #[inline]
     pub fn find(&self, iova: u64) -> Option<Mapping> {
-        let begins_there = self.found_at_once(iova);
-        begins_there.or_else(|| self.last_from(iova).filter(|mapping| mapping.range.contains(iova)))
+        if let Some(mapping) = self.found_at_once(iova) {
+            return Some(mapping);
+        }
+        self.last_from(iova).filter(|mapping| mapping.range.contains(iova))
     }
 
     /// Whether any mapping shares a byte with `range`.
+    #[inline]
     pub fn overlaps(&self, range: &IovaRange) -> bool {
-        self.last_from(range.last()).is_some_and(|mapping| mapping.range.overlaps(range))
+        let (first, last) = (self.granule.number_of(range.start()), self.granule.number_of(range.last()));
+        let near = self.tree.leaf_at_once(last).and_then(|leaf| find::short_floor_in(leaf, last));
+        let highest = near.or_else(|| self.floor(last));
+        highest.is_some_and(|entry| first <= entry.last_key())
     }
 
     /// Adds a mapping, which must overlap no other.
+    #[inline]
     pub fn insert(&mut self, mapping: Mapping) {
         debug_assert!(!self.overlaps(&mapping.range));
         self.tree.insert(Entry::packed(self.granule, &mapping));
@@ -154,9 +163,21 @@ impl Mappings {
     ///
     /// # Errors
     /// [`WouldSplit`] when a mapping lies only partly within it.
+    #[inline]
     pub fn any_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
-        let highest = self.found_at_once(range.last()).or_else(|| self.last_from(range.last()));
-        let Some(highest) = highest.filter(|mapping| mapping.range.overlaps(range)) else {
+        // Most often one mapping is to go, of the smallest size.
+        let key = self.granule.number_of(range.last());
+        let near = self.tree.leaf_at_once(key).and_then(|leaf| find::short_in(leaf, key));
+        match near.and_then(|entry| entry.unpacked(self.granule).ok()) {
+            Some(mapping) if mapping.range == *range => Ok(true),
+            _ => self.any_anywhere_within(range),
+        }
+    }
+
+    #[inline(never)]
+    fn any_anywhere_within(&self, range: &IovaRange) -> Result<bool, WouldSplit> {
+        let Some(highest) = self.last_from(range.last()).filter(|mapping| mapping.range.overlaps(range))
+        else {
             return Ok(false);
         };
         let lowest =
@@ -169,6 +190,7 @@ impl Mappings {
     }
 
     /// Removes the mappings that begin in `range`; says how many.
+    #[inline]
     pub fn remove_within(&mut self, range: &IovaRange) -> usize {
         let first = self.granule.number_of(range.start());
         // A range may begin within a granule, where no mapping begins.
@@ -198,16 +220,21 @@ impl Mappings {
 
     /// The mapping whose first granule has `iova`, if a shortcut leads to it: what is looked up or unmapped often is,
     /// what is to be mapped is not there yet.
-    #[inline]
+    #[inline(always)]
     fn found_at_once(&self, iova: u64) -> Option<Mapping> {
         let entry = find::short_at(self.tree.space.arena(), self.granule.number_of(iova))?;
         entry.unpacked(self.granule).ok()
     }
 
     /// The last mapping that begins at or before `iova`.
+    #[inline(never)]
     fn last_from(&self, iova: u64) -> Option<Mapping> {
-        let entry = find::floor(self.tree.space.arena(), self.granule.number_of(iova)).ok()??;
-        entry.unpacked(self.granule).ok()
+        self.floor(self.granule.number_of(iova))?.unpacked(self.granule).ok()
+    }
+
+    /// The entry of the highest key that is not above `key`.
+    fn floor(&self, key: u64) -> Option<Entry> {
+        find::floor(self.tree.space.arena(), key).ok()?
     }
 }
 
@@ -392,6 +419,50 @@ mod tests {
     }
 
     #[test]
+    fn a_leaf_that_was_checked_is_not_changed_any_more_when_another_has_taken_its_place() {
+        let mut mappings = Mappings::new(GRANULE);
+        (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
+        assert!(mappings.overlaps(&range(0x1000, 0x1000)));
+        assert!(mappings.tree.space.last_leaf().is_some());
+        // So few are left of the leaf that a smaller one does.
+        assert_eq!(mappings.remove_within(&range(0x1008, 0x103f)), 56);
+        assert!(mappings.tree.space.last_leaf().is_none(), "it has left the tree");
+        assert_eq!(mappings.remove_within(&range(0x1007, 0x1007)), 1);
+        mappings.insert(mapping(0x1007, 0x1007));
+        assert_eq!(mappings.find(0x100_7000), Some(mapping(0x1007, 0x1007)));
+        assert_eq!(mappings.iter().count(), 20_000 - 56);
+    }
+
+    #[test]
+    fn a_change_that_follows_no_check_of_its_own_leaf_is_made_in_its_own() {
+        let mut mappings = Mappings::new(GRANULE);
+        (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
+        assert_eq!(mappings.any_within(&range(0x2001, 0x2001)), Ok(true));
+        assert_eq!(mappings.remove_within(&range(0x1001, 0x1001)), 1);
+        assert_eq!((mappings.find(0x100_1000), mappings.count()), (None, 19_999));
+        assert!(mappings.overlaps(&range(0x2001, 0x2001)));
+        mappings.insert(mapping(0x1001, 0x1001));
+        let found = [0x100_1000, 0x200_1000].map(|iova| mappings.find(iova));
+        assert_eq!(found, [0x1001, 0x2001].map(|granule| Some(mapping(granule, granule))));
+    }
+
+    #[test]
+    fn a_mapping_shares_a_byte_with_the_ranges_that_reach_into_it_and_with_no_other() {
+        for few_or_many in [0, 20_000] {
+            let mut mappings = Mappings::new(GRANULE);
+            (0x2000..0x2000 + few_or_many).for_each(|granule| mappings.insert(mapping(granule, granule)));
+            mappings.remove_within(&range(0x3000, 0x3010));
+            mappings.insert(mapping(0x3002, 0x3005));
+            let overlaps =
+                |start, last| mappings.overlaps(&IovaRange::new(start, last).expect("start <= last"));
+            let into_it = [(0x300_2000, 0x300_2000), (0x300_5fff, 0x300_6fff), (0x300_0000, 0x300_f000)];
+            let beside_it = [(0x300_1000, 0x300_1fff), (0x300_6000, 0x300_6000), (0x300_6fff, 0x301_0fff)];
+            assert!(into_it.into_iter().all(|(start, last)| overlaps(start, last)), "{few_or_many}");
+            assert!(!beside_it.into_iter().any(|(start, last)| overlaps(start, last)), "{few_or_many}");
+        }
+    }
+
+    #[test]
     fn a_long_mapping_among_short_ones_of_a_dense_tree_is_found_whole_and_removed() {
         let mut mappings = Mappings::new(GRANULE);
         (0..20_000).for_each(|granule| mappings.insert(mapping(granule, granule)));
@@ -402,6 +473,7 @@ mod tests {
             [0x1020, 0x1021, 0x1500].map(|granule| mappings.find(GRANULE.start_of(granule)))
         };
         assert_eq!(found(&mappings), [Some(long); 3]);
+        assert!(mappings.overlaps(&range(0x1030, 0x1031)), "with the middle of it");
         assert_eq!(mappings.remove_within(&long.range), 1);
         assert_eq!(found(&mappings), [None; 3]);
     }

@@ -32,6 +32,8 @@ const COUNT_SHIFT: u32 = KEY_BITS + 6;
 pub(super) const DIGITS: usize = 9;
 /// Where the digit of an inner node just above leaves begins.
 pub(super) const ABOVE_LEAVES: u32 = DIGIT_BITS;
+/// The bitmap's place in a table.
+pub(super) const BITMAP: u32 = 1;
 /// Words before the items.
 const ITEMS: u32 = 2;
 /// Words of the largest node.
@@ -221,6 +223,18 @@ impl Table {
         Table(if count >= 24 { kind | FULL } else { kind })
     }
 
+    /// A leaf by a part of its reference, or `None` for 0.
+    #[inline]
+    pub(super) fn leaf(part: u32) -> Option<Table> {
+        (part != 0).then_some(Table(LEAF | part & (FULL | AT_MASK)))
+    }
+
+    /// What [`Table::leaf`] takes.
+    #[inline]
+    pub(super) fn part(self) -> u32 {
+        self.0 & (FULL | AT_MASK)
+    }
+
     /// The same table from word `at` on.
     pub(super) fn placed(self, at: u32) -> Table {
         Table(self.0 & !AT_MASK | at)
@@ -281,17 +295,16 @@ impl Table {
         arena.load(self.at().wrapping_add(1))
     }
 
+    /// Its words, and those after them.
+    #[inline]
+    pub(super) fn words_in(self, arena: &Arena) -> Result<Words<'_>, Torn> {
+        arena.words(self.at())
+    }
+
     /// The item of `digit`, or 0.
     #[inline]
-    pub(super) fn item(self, arena: &Arena, digit: u32) -> Result<u64, Torn> {
-        if self.is_full() {
-            return self.item_at(arena, digit);
-        }
-        let bitmap = self.bitmap(arena)?;
-        if bitmap & bit(digit) == 0 {
-            return Ok(0);
-        }
-        self.item_at(arena, self.place(bitmap, digit))
+    pub(super) fn item(self, words: Words<'_>, digit: u32) -> Result<u64, Torn> {
+        self.place(words, digit)?.map_or(Ok(0), |place| self.item_at(words, place))
     }
 
     /// The node of `digit` below a plain one.
@@ -304,11 +317,11 @@ impl Table {
 
     /// The item of the highest digit in `wanted` that there is: the digit and the item.
     #[inline]
-    pub(super) fn highest_item(self, arena: &Arena, wanted: u64) -> Result<Option<(u32, u64)>, Torn> {
-        let bitmap = self.bitmap(arena)?;
+    pub(super) fn highest_item(self, words: Words<'_>, wanted: u64) -> Result<Option<(u32, u64)>, Torn> {
+        let bitmap = words.load(BITMAP)?;
         let mut left = bitmap & wanted;
         while let Some(digit) = left.checked_ilog2() {
-            let item = self.item_at(arena, self.place(bitmap, digit))?;
+            let item = self.item_at(words, self.place_among(bitmap, digit))?;
             if item != 0 {
                 return Ok(Some((digit, item)));
             }
@@ -317,26 +330,13 @@ impl Table {
         Ok(None)
     }
 
-    /// The item at a place of a table at the beginning of `words`. For the one writer.
-    #[inline]
-    pub(super) fn item_in(self, words: Words<'_>, place: u32) -> u64 {
-        match self.holds() {
-            Holds::Values => words.load(ITEMS.wrapping_add(place)).unwrap_or(0),
-            Holds::Nodes => {
-                let pair = words.load(ITEMS.wrapping_add(place / 2)).unwrap_or(0);
-                pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF
-            }
-        }
-    }
-
     /// The item at a place, which is its digit in a full table and its rank in a packed one.
     #[inline]
-    pub(super) fn item_at(self, arena: &Arena, place: u32) -> Result<u64, Torn> {
-        let items = self.at().wrapping_add(ITEMS);
+    pub(super) fn item_at(self, words: Words<'_>, place: u32) -> Result<u64, Torn> {
         match self.holds() {
-            Holds::Values => arena.load(items.wrapping_add(place)),
+            Holds::Values => words.load(ITEMS.wrapping_add(place)),
             Holds::Nodes => {
-                let pair = arena.load(items.wrapping_add(place / 2))?;
+                let pair = words.load(ITEMS.wrapping_add(place / 2))?;
                 Ok(pair.wrapping_shr((place & 1).wrapping_mul(32)) & HALF)
             }
         }
@@ -344,8 +344,9 @@ impl Table {
 
     /// Replaces the item of `digit`, for which there is a place, of a table at the beginning of `words`.
     pub(super) fn set_item(self, words: Words<'_>, digit: u32, item: u64) {
-        let bitmap = if self.is_full() { 0 } else { words.load(1).unwrap_or(0) };
-        self.set_item_at(words, self.place(bitmap, digit), item, Ordering::Release);
+        if let Ok(Some(place)) = self.place(words, digit) {
+            self.set_item_at(words, place, item, Ordering::Release);
+        }
     }
 
     /// Replaces the item at a place. For the one writer: the other half of the word is read and written back.
@@ -362,6 +363,44 @@ impl Table {
         }
     }
 
+    /// Takes note that the items of the digits in `gone`, which the table has, are about to go, if it stays as it is
+    /// without them; says whether it does.
+    #[inline]
+    pub(super) fn try_count_out(self, words: Words<'_>, gone: u64) -> bool {
+        let bitmap = words.load(BITMAP).unwrap_or(0);
+        if self.is_full() {
+            let left = bitmap & !gone;
+            let stays = !self.is_too_empty(64, left.count_ones());
+            if stays {
+                words.store(BITMAP, left, Ordering::Release);
+            }
+            return stays;
+        }
+        let head = words.load(0).map_or(Head(0), Head);
+        let count = head.count().wrapping_sub(gone.count_ones());
+        let stays = !self.is_too_empty(bitmap.count_ones(), count);
+        if stays {
+            words.store(0, head.counting(count).0, Ordering::Release);
+        }
+        stays
+    }
+
+    /// Adds an item where there is a place for it; says whether there is.
+    #[inline]
+    pub(super) fn try_add_in_place(self, words: Words<'_>, added: u32, item: u64) -> bool {
+        let Ok(Some(place)) = self.place(words, added) else { return false };
+        self.set_item_at(words, place, item, Ordering::Release);
+        if self.is_full() {
+            // A reader that sees the bit finds the item.
+            let bitmap = words.load(BITMAP).unwrap_or(0) | bit(added);
+            words.store(BITMAP, bitmap, Ordering::Release);
+        } else {
+            let head = words.load(0).map_or(Head(0), Head);
+            words.store(0, head.counting(head.count().wrapping_add(1)).0, Ordering::Release);
+        }
+        true
+    }
+
     /// The digits of the bitmap in order, each after its place.
     #[inline]
     pub(super) fn places(self, bitmap: u64) -> impl Iterator<Item = (u32, u32)> {
@@ -370,9 +409,19 @@ impl Table {
             .map(move |(rank, digit)| (if self.is_full() { digit } else { rank }, digit))
     }
 
+    /// Where the item of `digit` is, if there is a place for it.
+    #[inline]
+    pub(super) fn place(self, words: Words<'_>, digit: u32) -> Result<Option<u32>, Torn> {
+        if self.is_full() {
+            return Ok(Some(digit));
+        }
+        let bitmap = words.load(BITMAP)?;
+        Ok((bitmap & bit(digit) != 0).then(|| self.place_among(bitmap, digit)))
+    }
+
     /// Where the item of `digit` is, which the bitmap has.
     #[inline]
-    fn place(self, bitmap: u64, digit: u32) -> u32 {
+    fn place_among(self, bitmap: u64, digit: u32) -> u32 {
         if self.is_full() { digit } else { (bitmap & below(digit)).count_ones() }
     }
 }

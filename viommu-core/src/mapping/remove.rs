@@ -2,7 +2,8 @@
 
 //! The way of entries out of the tree: any number in one range.
 
-use super::find;
+use core::sync::atomic::Ordering;
+
 use super::node::{
     ABOVE_LEAVES, Head, Node, NodeRef, Table, below, below_prefix, bit, digit, digits, next_higher,
     next_lower, prefix,
@@ -19,10 +20,17 @@ pub(super) struct Keys {
 
 impl Tree {
     /// Removes the entries whose keys are among `keys`; says how many.
+    #[inline]
     pub(super) fn remove(&mut self, keys: Keys) -> usize {
         if keys.first == keys.last && self.remove_short_at(keys.first) {
             return 1;
         }
+        self.remove_anywhere(keys)
+    }
+
+    /// The same, from where all the keys are on the same way.
+    #[inline(never)]
+    fn remove_anywhere(&mut self, keys: Keys) -> usize {
         let mut slot = Slot::Root;
         // The inner node of `slot`, and where itself stands.
         let mut parent = None;
@@ -64,15 +72,17 @@ impl Tree {
 
     /// Removes the short mapping that begins at `key`, if a shortcut leads to its leaf, which stays as it is; says
     /// whether it did.
-    #[inline]
+    #[inline(always)]
     fn remove_short_at(&self, key: u64) -> bool {
-        let arena = self.space.arena();
         let digit = digit(key, 0);
-        let leaf = find::leaf_at_once(arena, key);
-        leaf.is_some_and(|leaf| {
-            let has_it = leaf.item(arena, digit).is_ok_and(|item| !is_long(item));
-            has_it && self.try_remove_in_place(leaf, bit(digit))
-        })
+        let Some((leaf, words)) = self.leaf_at_once(key) else { return false };
+        let Ok(Some(place)) = leaf.place(words, digit) else { return false };
+        let is_there = leaf.item_at(words, place).is_ok_and(|item| !is_long(item));
+        let stays = is_there && leaf.try_count_out(words, bit(digit));
+        if stays {
+            leaf.set_item_at(words, place, 0, Ordering::Release);
+        }
+        stays
     }
 
     /// A shortcut to an inner node that has all of the keys under one child and stays in its place without it.

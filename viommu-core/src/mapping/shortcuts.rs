@@ -16,10 +16,13 @@ use super::sync::{AtomicU64, size};
 const BLOCK_BITS: u32 = 12;
 /// The bits of an entry that say where the node is; the others say for which keys.
 const AT_BITS: u32 = 28;
+const AT_MAX: u64 = (1 << AT_BITS) - 1;
 /// Words of a tree for each entry.
 const WORDS_AN_ENTRY: usize = size(64, 8);
 /// The smallest table. The rest of a key's 40 bits then fits beside the node.
 const ENTRIES_MIN: usize = size(64, 1);
+/// The bits of a block's number that every table has in the place of an entry, and none in the entry.
+const INDEX_BITS: u32 = ENTRIES_MIN.trailing_zeros();
 
 /// The table: a power of two of entries, by the lowest bits of what the keys share, or none.
 #[derive(Clone, Debug, Default)]
@@ -34,10 +37,10 @@ impl Shortcuts {
         let count = if count < ENTRIES_MIN { 0 } else { count };
         let entries = (0..count).map(|_| AtomicU64::new(0)).collect();
         let resized = Shortcuts { entries };
-        let index_bits = self.entries.len().checked_ilog2().unwrap_or(0);
         for (index, entry) in (0u64..).zip(self.entries.iter()) {
             let entry = entry.load(Ordering::Relaxed);
-            let block = entry.wrapping_shr(AT_BITS).wrapping_shl(index_bits) | index;
+            let low = index & (ENTRIES_MIN as u64).wrapping_sub(1);
+            let block = entry.wrapping_shr(AT_BITS).wrapping_shl(INDEX_BITS) | low;
             resized.set(block, NodeRef::plain(entry as u32));
         }
         resized
@@ -56,9 +59,10 @@ impl Shortcuts {
     /// The node that the way to `key` leads through.
     #[inline]
     pub(super) fn to(&self, key: u64) -> Option<NodeRef> {
-        let (place, tag) = self.place(key.wrapping_shr(BLOCK_BITS))?;
-        let entry = place.load(Ordering::Acquire);
-        (entry != 0 && entry.wrapping_shr(AT_BITS) == tag).then(|| NodeRef::plain(entry as u32))
+        let block = key.wrapping_shr(BLOCK_BITS);
+        let at = self.place(block)?.load(Ordering::Acquire) ^ tag(block);
+        // What is left is no node where nothing is entered, and no number of one where other keys are.
+        (at.wrapping_sub(1) < AT_MAX).then(|| NodeRef::plain(at as u32))
     }
 
     /// Enters a node that has all keys with this prefix.
@@ -69,25 +73,29 @@ impl Shortcuts {
     /// Takes a node out.
     pub(super) fn leave(&self, prefix: u64, node: NodeRef) {
         if self.to(prefix) == Some(node)
-            && let Some((place, _)) = self.place(prefix.wrapping_shr(BLOCK_BITS))
+            && let Some(place) = self.place(prefix.wrapping_shr(BLOCK_BITS))
         {
             place.store(0, Ordering::Release);
         }
     }
 
     fn set(&self, block: u64, node: NodeRef) {
-        if let Some((place, tag)) = self.place(block).filter(|_| node.at() != 0) {
-            place.store(tag.wrapping_shl(AT_BITS) | u64::from(node.at()), Ordering::Release);
+        if let Some(place) = self.place(block).filter(|_| node.at() != 0) {
+            place.store(tag(block) | u64::from(node.at()), Ordering::Release);
         }
     }
 
-    /// Where the entry of a block of keys is, and how it tells them from others.
+    /// Where the entry of a block of keys is.
     #[inline]
-    fn place(&self, block: u64) -> Option<(&AtomicU64, u64)> {
-        let mask = self.entries.len().wrapping_sub(1);
-        let place = self.entries.get(block as usize & mask)?;
-        Some((place, block.wrapping_shr(self.entries.len().trailing_zeros())))
+    fn place(&self, block: u64) -> Option<&AtomicU64> {
+        self.entries.get(block as usize & self.entries.len().wrapping_sub(1))
     }
+}
+
+/// How an entry tells a block of keys from the others of its place.
+#[inline]
+fn tag(block: u64) -> u64 {
+    block.wrapping_shr(INDEX_BITS).wrapping_shl(AT_BITS)
 }
 
 #[cfg(test)]

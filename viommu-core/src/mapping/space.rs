@@ -9,10 +9,10 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::arena::{Arena, CHUNK_LG2, CHUNK_WORDS_MAX, Shared, Words};
-use super::node::NODE_WORDS_MAX;
+use super::node::{NODE_WORDS_MAX, Table};
 use super::sync::size;
 
 /// The root's place.
@@ -42,8 +42,13 @@ const fn used_words_max(live: usize, count: usize) -> usize {
     let by_nodes = live.saturating_add(live / 8).saturating_add(spare).saturating_add(64);
     // Many small nodes that grow in turn waste as much as they have, before it is of use again. So a mapping that takes
     // little may take 16 bytes.
-    let by_entries = count.saturating_mul(2);
+    let by_entries = used_words_max_of(count);
     if by_nodes > by_entries { by_nodes } else { by_entries }
+}
+
+/// The same when nodes have none.
+const fn used_words_max_of(count: usize) -> usize {
+    count.saturating_mul(2)
 }
 
 /// Words in a row: the first and how many.
@@ -61,6 +66,12 @@ pub(super) struct Space {
     capacity: usize,
     /// Words of the nodes in the tree.
     live: usize,
+    /// Words came into the tree or left it in this change.
+    is_unsettled: bool,
+    /// Words that are used, by nodes and for nothing, and the most for words of nodes as they are: both as of the last
+    /// change in which words came or went.
+    used_words: usize,
+    used_words_max: usize,
     /// Words of the last chunk that were never used.
     unused: Block,
     /// The first free block of each size, 0 for none; its first word is the next one.
@@ -72,6 +83,8 @@ pub(super) struct Space {
     fresh_words: usize,
     /// Retired in the epoch before.
     aging: Vec<Block>,
+    /// The [`Table::part`] of a leaf, or 0 when a node was retired since.
+    last_leaf: AtomicU32,
 }
 
 impl Space {
@@ -83,12 +96,16 @@ impl Space {
             arena: Arc::new(Arena::new(words).with_chunk(first)),
             capacity: first as usize,
             live: ROOT_WORDS as usize,
+            is_unsettled: true,
+            used_words: 0,
+            used_words_max: 0,
             unused: Block { at: ROOT_WORDS, words: first.saturating_sub(ROOT_WORDS) },
             free: Vec::new(),
             free_sizes: 0,
             fresh: Vec::new(),
             fresh_words: 0,
             aging: Vec::new(),
+            last_leaf: AtomicU32::new(0),
         }
     }
 
@@ -99,6 +116,20 @@ impl Space {
     /// Words that exist in the arena, by number.
     pub(super) fn words(&self, at: u32) -> Words<'_> {
         self.arena.words(at).unwrap_or_default()
+    }
+
+    /// Remembers a leaf of the tree.
+    #[inline]
+    pub(super) fn set_last_leaf(&self, leaf: Table) {
+        // Whoever shares the space changes no tree: any leaf of theirs will do.
+        self.last_leaf.store(leaf.part(), Ordering::Relaxed);
+    }
+
+    /// The leaf that was remembered last, if it is certain to be in the tree.
+    #[inline]
+    pub(super) fn last_leaf(&self) -> Option<(Table, Words<'_>)> {
+        let leaf = Table::leaf(self.last_leaf.load(Ordering::Relaxed))?;
+        Some((leaf, leaf.words_in(&self.arena).ok()?))
     }
 
     /// Words of the nodes in the tree.
@@ -126,6 +157,7 @@ impl Space {
     /// The first of `words` words, at least 2, with any content.
     pub(super) fn take(&mut self, words: u32, shared: &Shared) -> u32 {
         self.live = self.live.saturating_add(words as usize);
+        self.is_unsettled = true;
         if let Some(at) = self.take_free(words).or_else(|| self.take_unused(words)) {
             return at;
         }
@@ -136,6 +168,8 @@ impl Space {
     /// Takes back the words of a node that left the tree, or is about to.
     pub(super) fn retire(&mut self, at: u32, words: u32) {
         self.live = self.live.saturating_sub(words as usize);
+        self.is_unsettled = true;
+        *self.last_leaf.get_mut() = 0;
         if self.fresh.len() < self.remembered_max() {
             self.fresh.push(Block { at, words });
             self.fresh_words = self.fresh_words.saturating_add(words as usize);
@@ -146,13 +180,23 @@ impl Space {
     /// Says whether so much is lost or waits that the tree should be copied to a space of its own size.
     #[inline]
     pub(super) fn settle(&mut self, count: usize, shared: &Shared) -> bool {
+        if self.is_unsettled {
+            self.settle_anew(shared);
+        }
+        self.used_words > self.used_words_max && self.used_words > used_words_max_of(count)
+    }
+
+    /// What depends on the words of nodes.
+    #[inline(never)]
+    fn settle_anew(&mut self, shared: &Shared) {
+        self.is_unsettled = false;
+        self.used_words = self.capacity.saturating_sub(self.unused.words as usize);
+        self.used_words_max = used_words_max(self.live, 0);
         // Few steps, lest they overtake a lookup; yet not so few that what waits is much.
         let waits_much = self.fresh_words > (self.live / 64).saturating_add(24);
         if waits_much || self.fresh.len() >= self.fresh_max() {
             self.advance(shared);
         }
-        let used = self.capacity.saturating_sub(self.unused.words as usize);
-        used > used_words_max(self.live, count)
     }
 
     #[cold]

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use super::arena::{Arena, Shared, Words};
 use super::find;
-use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digits, next_lower};
+use super::node::{ABOVE_LEAVES, Head, Holds, Node, NodeRef, Table, bit, digits, next_lower, prefix};
 use super::space::Space;
 use super::value::{Entry, LONG_WORDS, is_long};
 
@@ -72,7 +72,8 @@ impl Tree {
     /// The digits that have an item, each with the item, in order.
     pub(super) fn items(&self, table: Table) -> impl Iterator<Item = (u32, u64)> {
         let (words, bitmap) = (self.words(table), self.bitmap(table));
-        let items = table.places(bitmap).map(move |(place, digit)| (digit, table.item_in(words, place)));
+        let items =
+            table.places(bitmap).map(move |(place, digit)| (digit, table.item_at(words, place).unwrap_or(0)));
         items.filter(|(_, item)| *item != 0)
     }
 
@@ -86,7 +87,7 @@ impl Tree {
 
     /// The item of `digit`, or 0.
     pub(super) fn item(&self, table: Table, digit: u32) -> u64 {
-        table.item(self.arena(), digit).unwrap_or(0)
+        table.item(self.words(table), digit).unwrap_or(0)
     }
 
     pub(super) fn child(&self, table: Table, digit: u32) -> NodeRef {
@@ -104,6 +105,20 @@ impl Tree {
     /// The inner node just above the leaves that the way to `key` leads through, if it is full and known.
     pub(super) fn shortcut(&self, key: u64) -> Option<NodeRef> {
         self.arena().shortcuts.to(key)
+    }
+
+    /// The leaf of `key` and its words, if it was asked for last or a shortcut leads to it: what is checked is changed
+    /// next, and what comes after it is often near.
+    #[inline(always)]
+    pub(super) fn leaf_at_once(&self, key: u64) -> Option<(Table, Words<'_>)> {
+        if let Some((leaf, words)) = self.space.last_leaf()
+            && words.load(0).is_ok_and(|head| Head(head).prefix() == prefix(key, 0))
+        {
+            return Some((leaf, words));
+        }
+        let (leaf, words) = find::leaf_at_once(self.arena(), key)?;
+        self.space.set_last_leaf(leaf);
+        Some((leaf, words))
     }
 
     /// Puts a node in a place in which there is one already, or at the root.
@@ -193,7 +208,9 @@ impl Tree {
         if gone == 0 {
             return node;
         }
-        if self.try_remove_in_place(table, gone) {
+        let words = self.words(table);
+        if table.try_count_out(words, gone) {
+            digits(gone).for_each(|digit| table.set_item(words, digit, 0));
             return node;
         }
         let (head, bitmap) = (self.head(table), self.bitmap(table));
@@ -211,26 +228,6 @@ impl Tree {
         smaller
     }
 
-    /// Removes the items of the digits in `gone`, which the table has, if it stays as it is without them; says whether
-    /// it does.
-    #[inline]
-    pub(super) fn try_remove_in_place(&self, table: Table, gone: u64) -> bool {
-        let words = self.words(table);
-        let (head, bitmap) = (words.load(0).map_or(Head(0), Head), words.load(1).unwrap_or(0));
-        let before = if table.is_full() { bitmap.count_ones() } else { head.count() };
-        let count = before.wrapping_sub(gone.count_ones());
-        if table.is_too_empty(bitmap.count_ones(), count) {
-            return false;
-        }
-        if table.is_full() {
-            words.store(1, bitmap & !gone, Ordering::Release);
-        } else {
-            words.store(0, head.counting(count).0, Ordering::Release);
-        }
-        digits(gone).for_each(|digit| table.set_item(words, digit, 0));
-        true
-    }
-
     /// What does for a table whose only item is that of `digit`.
     fn alone(&mut self, table: Table, digit: u32) -> NodeRef {
         let item = self.item(table, digit);
@@ -245,7 +242,7 @@ impl Tree {
 
     /// The table with one more item, which is a value or a fitted reference.
     pub(super) fn grown(&mut self, node: NodeRef, table: Table, added: u32, item: u64) -> NodeRef {
-        if self.try_add_in_place(table, added, item) {
+        if table.try_add_in_place(self.words(table), added, item) {
             return node;
         }
         let (head, bitmap) = (self.head(table), self.bitmap(table));
@@ -255,26 +252,6 @@ impl Tree {
         larger.set_item(self.words(larger), added, item);
         self.retire(table, bitmap);
         self.finished(larger)
-    }
-
-    /// Adds an item where there is a place for it; says whether there is.
-    #[inline]
-    pub(super) fn try_add_in_place(&self, table: Table, added: u32, item: u64) -> bool {
-        let words = self.words(table);
-        let bitmap = words.load(1).unwrap_or(0);
-        if table.is_full() {
-            table.set_item_at(words, added, item, Ordering::Release);
-            // A reader that sees the bit finds the item.
-            words.store(1, bitmap | bit(added), Ordering::Release);
-            return true;
-        }
-        let has_place = bitmap & bit(added) != 0;
-        if has_place {
-            table.set_item(words, added, item);
-            let head = words.load(0).map_or(Head(0), Head);
-            words.store(0, head.counting(head.count().wrapping_add(1)).0, Ordering::Release);
-        }
-        has_place
     }
 
     pub(super) fn retire_lone(&mut self, node: NodeRef) {

@@ -45,6 +45,7 @@ pub(super) fn is_long(word: u64) -> bool {
 
 impl Entry {
     /// The entry of a mapping that begins and ends on the granule.
+    #[inline]
     pub(super) fn packed(granule: Granule, mapping: &Mapping) -> Entry {
         let key = granule.number_of(mapping.range.start());
         let Target { gpa, access, mmio } = mapping.target;
@@ -81,13 +82,19 @@ impl Entry {
         if is_long(self.word) { 3 } else { 2 }
     }
 
+    /// The number of the last granule.
+    #[inline]
+    pub(super) fn last_key(&self) -> u64 {
+        let granules = self.word.wrapping_shr(GRANULES_SHIFT);
+        let more = if granules == 0 { self.more } else { granules.wrapping_sub(1) };
+        self.key.wrapping_add(more)
+    }
+
     /// The mapping of the entry.
     #[inline]
     pub(super) fn unpacked(&self, granule: Granule) -> Result<Mapping, Torn> {
-        let granules = self.word.wrapping_shr(GRANULES_SHIFT);
-        let more = if granules == 0 { self.more } else { granules.wrapping_sub(1) };
         let start = granule.start_of(self.key);
-        let last = granule.last_of(self.key.wrapping_add(more));
+        let last = granule.last_of(self.last_key());
         let access = Access::from_bits_truncate(self.word.wrapping_shr(KEY_BITS) as u32);
         let gpa = Gpa(granule.start_of(self.word & GPA_MASK));
         let target = Target { gpa, access, mmio: self.word & MMIO != 0 };
