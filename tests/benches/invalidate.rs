@@ -164,7 +164,7 @@ impl Bare {
         let of_one = commands(way, pages);
         let mut each = Entries::of(INVALIDATE_ARM_SMMUV3, &of_one);
         let mut all = Entries::of(INVALIDATE_ARM_SMMUV3, &of_one.repeat(requests));
-        let mut took = |entries: &mut Entries, times| {
+        let took = |entries: &mut Entries, times| {
             repeated(requests, || {
                 let begin = Instant::now();
                 for _ in 0..times {
