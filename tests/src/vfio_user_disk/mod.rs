@@ -23,7 +23,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
-use vhost_user_iommu::message::Frame;
 use vhost_user_iommu::sync::Wake;
 use vhost_user_iommu::vfio_user::message::Message;
 
@@ -83,6 +82,7 @@ pub struct VfioUserDisk {
 enum Order {
     Access(u64, StrayDma, Sender<Outcome>),
     Say(Vec<u8>),
+    Deafen,
     Tell(Message, Sender<Option<Message>>),
 }
 
@@ -165,17 +165,16 @@ impl VfioUserDisk {
         self.order(Order::Say(bytes.to_vec()));
     }
 
+    /// Has it take nothing any more that is said.
+    pub fn deafen(&self) {
+        self.order(Order::Deafen);
+    }
+
     /// Sends any command to the client, and waits for the answer; nothing if the connection ends first.
     pub fn tell(&self, message: Message) -> Option<Message> {
         let (done, answer) = channel();
         self.order(Order::Tell(message, done));
         answer.recv().ok().flatten()
-    }
-
-    /// Sends a message, whatever becomes of it.
-    pub fn send(&self, message: Message) {
-        let (bytes, _) = message.into_parts().expect("a message that is not too long");
-        self.say(&bytes);
     }
 
     fn order(&self, order: Order) {

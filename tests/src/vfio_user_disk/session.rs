@@ -79,8 +79,10 @@ impl Session {
                 // It is only told that the client has left.
                 return Ok(());
             }
+            if self.is_deaf {
+                continue;
+            }
             match self.channel.receive() {
-                _ if !is_message => {}
                 Ok(message) => self.stash.extend(message),
                 Err(ChannelError::Disconnected) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -105,6 +107,7 @@ impl Session {
                 // Fails when the client has left, which shows.
                 let _ = send(self.channel.as_fd(), &bytes, SendFlags::NOSIGNAL);
             }
+            Order::Deafen => self.is_deaf = true,
             Order::Tell(message, done) => {
                 let answer = self.ask_anything(message);
                 let is_over = answer.is_err();

@@ -87,7 +87,7 @@ fn an_access_may_be_empty_or_as_large_as_was_agreed() {
 #[test]
 fn a_server_that_asks_and_reads_nothing_is_not_waited_for() {
     let (bed, mut guest, _vmms) = two("message");
-    bed.disk(0).set_conduct(viommu_tests::vfio_user_disk::Conduct::Deaf);
+    bed.disk(0).deafen();
     guest.attach(0, DOMAIN);
     guest.map(DOMAIN, 0, LOW.1, LOW.0);
     // More answers than sockets hold; what cannot be sent any more is not asked for.
