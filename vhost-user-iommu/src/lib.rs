@@ -51,4 +51,5 @@ pub fn print_capabilities() -> io::Result<()> {
     stdout.flush()
 }
 
-const CAPABILITIES: &str = r#"{"type":"iommu","features":["boot-bypass","vhost-user-endpoint","vfio-user-endpoint"]}"#;
+const CAPABILITIES: &str =
+    r#"{"type":"iommu","features":["boot-bypass","vhost-user-endpoint","vfio-user-endpoint"]}"#;

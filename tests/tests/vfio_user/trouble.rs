@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use viommu_core::{DomainId, Status};
 use viommu_tests::vfio_user_disk::Conduct;
+use viommu_tests::vfio_user_vmm::VfioUserVmm;
 
 use crate::bed::*;
 
@@ -14,17 +15,22 @@ use crate::bed::*;
 const ANSWERED: Duration = Duration::from_millis(2 * 300 + 2000);
 
 /// Two servers in two domains; the first is told to misbehave.
-fn two(conduct: Conduct) -> (Bed, Guest) {
+fn two(conduct: Conduct) -> (Bed, Guest, [VfioUserVmm; 2]) {
     let bed = Bed::with(&["shared", "shared"], &[]);
     let mut guest = bed.boot();
-    for number in [0, 1] {
-        // The VMM's side outlives this function in neither case: its connection is not what is looked at.
-        std::mem::forget(bed.plug(number));
+    let vmms = [0, 1].map(|number| {
+        let vmm = bed.plug(number);
         guest.attach(number, DomainId(number as u32 + 1));
         guest.map(DomainId(number as u32 + 1), IOVA, PAGE, SECRET.0);
-    }
+        vmm
+    });
     bed.disk(0).set_conduct(conduct);
-    (bed, guest)
+    (bed, guest, vmms)
+}
+
+/// The VMM has lost the device.
+fn is_blocked(vmm: &mut VfioUserVmm) {
+    assert!(vmm.receive().expect("an end").is_none());
 }
 
 /// The other endpoint works as before.
@@ -46,48 +52,62 @@ fn a_server_that_does_not_unmap_fails_the_request_and_is_blocked() {
         (Conduct::UnmapsLate(BOUND * 4), "does not answer in time"),
         (Conduct::RefusesUnmap, "does not let go of"),
         (Conduct::WrongEcho, "does not let go of"),
-        (Conduct::WrongId, "which it was not asked"),
-        (Conduct::WrongCommand, "which it was not asked"),
     ] {
-        let (bed, mut guest) = two(conduct);
+        let (bed, mut guest, mut vmms) = two(conduct);
         let began = Instant::now();
-        let reply = guest.try_unmap(DomainId(1), IOVA, PAGE);
+        has_status(guest.try_unmap(DomainId(1), IOVA, PAGE), Status::DevErr);
         let took = began.elapsed();
-        // A server that leaves when it is left has nothing any more, and the request is done then.
-        assert!(reply.status() == Status::DevErr as u8 || reply.status() == Status::Ok as u8, "{conduct:?}");
         assert!(took < ANSWERED, "{conduct:?}: {took:?}");
         bed.wait_log(log);
+        is_blocked(&mut vmms[0]);
+        other_goes_on(&bed, &mut guest);
+    }
+}
+
+#[test]
+fn a_server_that_answers_something_else_is_blocked_and_has_nothing_when_it_is_gone() {
+    for conduct in [Conduct::WrongId, Conduct::WrongCommand] {
+        let (bed, mut guest, mut vmms) = two(conduct);
+        // What it had it loses when it leaves, which it does as soon as it is left.
+        succeeds(guest.try_unmap(DomainId(1), IOVA, PAGE));
+        bed.wait_log("which it was not asked");
+        is_blocked(&mut vmms[0]);
+        assert_eq!(bed.told(0), []);
         other_goes_on(&bed, &mut guest);
     }
 }
 
 #[test]
 fn an_unmap_fails_as_long_as_the_server_may_have_the_memory() {
-    let (bed, mut guest) = two(Conduct::Deaf);
+    let (mut bed, mut guest, _vmms) = two(Conduct::Deaf);
     has_status(guest.try_unmap(DomainId(1), IOVA, PAGE), Status::DevErr);
     bed.wait_log("does not answer in time");
     // It is blocked: what comes is not told it, and goes without it.
     guest.map(DomainId(1), 1 << 32, PAGE, SECRET.0);
     guest.unmap(DomainId(1), 1 << 32, PAGE);
     assert_eq!(bed.told(0), [(IOVA, PAGE)]);
-    let Bed { daemon, mut disks, memory, .. } = bed;
-    // What it has it has, until it is gone.
-    disks[0] = None;
-    daemon.wait_for("does not leave", BOUND * 10).ok();
-    let done = (0..100).any(|_| guest.try_unmap(DomainId(1), IOVA, PAGE).status() == Status::Ok as u8);
-    assert!(done);
-    drop((daemon, memory));
+    bed.wait_log("the back-end does not leave");
+    let began = Instant::now();
+    has_status(guest.try_unmap(DomainId(1), IOVA, PAGE), Status::DevErr);
+    assert!(began.elapsed() < BOUND, "at once");
+    other_goes_on(&bed, &mut guest);
+    // What it has it has until it is gone.
+    bed.disks[0] = None;
+    let deadline = Instant::now() + PATIENCE;
+    while guest.try_unmap(DomainId(1), IOVA, PAGE).status() != Status::Ok as u8 {
+        assert!(Instant::now() < deadline, "it is gone");
+    }
 }
 
 #[test]
 fn a_server_that_dies_has_let_go_of_everything() {
-    let (mut bed, mut guest) = two(Conduct::Honest);
+    let (mut bed, mut guest, _vmms) = two(Conduct::Honest);
     bed.disks[0] = None;
     bed.wait_log("endpoint 00:02.0: the back-end disconnected");
     guest.unmap(DomainId(1), IOVA, PAGE);
     guest.map(DomainId(1), IOVA, PAGE, SECRET.0);
     other_goes_on(&bed, &mut guest);
-    let (bed, mut guest) = two(Conduct::Leaves);
+    let (bed, mut guest, _vmms) = two(Conduct::Leaves);
     guest.unmap(DomainId(1), IOVA, PAGE);
     other_goes_on(&bed, &mut guest);
 }
@@ -122,10 +142,6 @@ fn a_server_that_says_nothing_to_a_map_is_blocked_and_the_others_have_it_the_nex
     guest.map(DOMAIN, 1 << 32, PAGE, SECRET.0);
     assert_eq!(bed.peek(1, 1 << 32), secret());
     guest.unmap(DOMAIN, 1 << 32, PAGE);
-    other_endpoint_is_told(&bed);
-}
-
-fn other_endpoint_is_told(bed: &Bed) {
     assert_eq!(bed.told(1), []);
 }
 

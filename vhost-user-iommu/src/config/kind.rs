@@ -255,9 +255,7 @@ fn of_properties(
     };
     match (front, backend, device) {
         (_, _, None) if pasid.is_some() => Err(no_pasids()),
-        (_, _, Some(device)) => {
-            device.parse().map(|device| EndpointKind::Vfio { device, pasid: has_pasid })
-        }
+        (_, _, Some(device)) => device.parse().map(|device| EndpointKind::Vfio { device, pasid: has_pasid }),
         (Some(front), Some(backend), None) => {
             Ok(EndpointKind::VhostUser { front: front.into(), backend: backend.into() })
         }
@@ -312,7 +310,10 @@ mod tests {
             ("vfio-user=f", "a vfio-user endpoint needs both of its sockets; add server=SOCKET"),
             ("server=s", "a vfio-user endpoint needs both of its sockets; add vfio-user=SOCKET"),
             ("dma=message", "a vfio-user endpoint needs both of its sockets; add vfio-user=SOCKET"),
-            ("vfio-user=f,server=s,dma=none", "`none` is not a value of dma; write dma=shared or dma=message"),
+            (
+                "vfio-user=f,server=s,dma=none",
+                "`none` is not a value of dma; write dma=shared or dma=message",
+            ),
             ("vfio-user=f,backend=b", "one device stands behind an endpoint, "),
             ("vhost-user=f,backend=b,dma=message", "one device stands behind an endpoint, "),
             ("vfio-user=f,server=s,vfio=fd:3", "one device stands behind an endpoint, "),

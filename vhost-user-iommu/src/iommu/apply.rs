@@ -27,7 +27,7 @@ use super::Iommu;
 impl Iommu {
     pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
         match *change {
-            Change::Map { domain, range, target } => {
+            Change::Map { domain, range, target } if self.has_told => {
                 let members = self.told(self.members(domain));
                 self.order(members, &Work::Learn(Mapping { range, target }))?;
             }
@@ -41,6 +41,7 @@ impl Iommu {
             Change::Detach { endpoint, .. } => {
                 self.order(vec![endpoint], &Work::Enter(of_unattached(self.bypass())))?;
             }
+            Change::Map { .. } => {}
             // Tables are walked by hardware; no back-end has anything of them.
             Change::AttachTable { .. }
             | Change::DetachPasid { .. }

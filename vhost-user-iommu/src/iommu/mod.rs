@@ -48,6 +48,8 @@ pub struct Iommu {
     account: Account,
     /// How to reach those that serve endpoints in other processes.
     relays: BTreeMap<EndpointId, RelayHandle>,
+    /// Whether one of them has to be told of mappings.
+    has_told: bool,
     labels: BTreeMap<EndpointId, String>,
     /// The physical devices, where there are any.
     vfio: Option<Vfio>,
@@ -92,6 +94,7 @@ impl Iommu {
             state: Mutex::new(State::new(device, relays.keys().copied())?),
             account: Account::default(),
             labels: config.endpoints.iter().map(|endpoint| (endpoint.id, endpoint.label.clone())).collect(),
+            has_told: relays.values().any(RelayHandle::is_told),
             relays,
             tender: Tender::of(vfio.iter().flat_map(Vfio::groups).map(|(endpoint, _)| endpoint)),
             watch: Watch::new(),
@@ -339,10 +342,7 @@ impl Iommu {
 
     /// The device has been reset, which has `blocked` these endpoints.
     fn forget(&self, blocked: &[EndpointId]) {
-        blocked
-            .iter()
-            .filter_map(|endpoint| self.relays.get(endpoint))
-            .for_each(RelayHandle::forget_all);
+        blocked.iter().filter_map(|endpoint| self.relays.get(endpoint)).for_each(RelayHandle::forget_all);
         self.changes.log(|| format!("device reset; {}", self.account));
     }
 

@@ -208,12 +208,11 @@ impl State {
             Some(Serving::Lingering(domain)) => view_of(domain, |_| true),
             Some(Serving::Live) | None => {
                 let domain = self.device.domain_of(endpoint).and_then(|id| self.device.domain(id));
-                let is_allowed =
-                    |iova, access| self.device.lookup(endpoint, Iova(iova), access).is_ok();
+                let is_allowed = |iova, access| self.device.lookup(endpoint, Iova(iova), access).is_ok();
                 match domain {
-                    Some(domain) => view_of(domain, |mapping| {
-                        is_allowed(mapping.range.start(), mapping.target.access)
-                    }),
+                    Some(domain) => {
+                        view_of(domain, |mapping| is_allowed(mapping.range.start(), mapping.target.access))
+                    }
                     None if is_allowed(0, Access::READ) => View::Identity,
                     None => View::Nothing,
                 }

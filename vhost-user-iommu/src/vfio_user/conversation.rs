@@ -200,7 +200,8 @@ impl<'a> Conversation<'a> {
 
     /// Whether the VMM is read: a server that is behind is not sent more and more, and it has a version first.
     fn hears_front(&self) -> bool {
-        self.phase != Phase::Negotiating && self.server.has_room() && !self.owed.is_full()
+        let has_room = self.server.has_room() && self.front.has_room() && !self.owed.is_full();
+        has_room && self.phase != Phase::Negotiating
     }
 
     /// Whether the server is read: one that does not take its answers, or whose answers the VMM does not take, waits.

@@ -65,7 +65,8 @@ impl Conversation<'_> {
 
     /// Memory of the guest's that is going to be gone: its VMM waits until the server has let go of it.
     fn unmap(&mut self, message: Message) -> Result<(), Failure> {
-        let removed = message.body::<DmaUnmap>().map_or(Err(Errno::INVAL), |unmap| self.regions.remove(&unmap));
+        let removed =
+            message.body::<DmaUnmap>().map_or(Err(Errno::INVAL), |unmap| self.regions.remove(&unmap));
         self.memory_changed(message, removed)
     }
 
@@ -113,7 +114,8 @@ fn bus_master_of(message: &Message) -> Option<bool> {
         Command::DEVICE_RESET => Some(false),
         Command::REGION_WRITE => {
             let (access, data) = message.body_with_data::<RegionAccess>()?;
-            let at = COMMAND.checked_sub(access.offset).filter(|_| access.region == RegionAccess::PCI_CONFIG)?;
+            let at =
+                COMMAND.checked_sub(access.offset).filter(|_| access.region == RegionAccess::PCI_CONFIG)?;
             data.get(usize::try_from(at).ok()?).map(|command| command & MASTER != 0)
         }
         _ => None,

@@ -45,10 +45,14 @@ impl Conversation<'_> {
         if !reply.fds.is_empty() {
             return Err(Failure::Malformed(Command::VERSION));
         }
-        let (granule, pgsizes) = (1 << self.relay.page_size_mask.trailing_zeros(), answer.capabilities.pgsizes);
+        let (granule, pgsizes) =
+            (1 << self.relay.page_size_mask.trailing_zeros(), answer.capabilities.pgsizes);
         if pgsizes & ((granule << 1) - 1) == 0 {
             self.complain(|| {
-                format!("the server maps pages of {:#x} bytes at least; see --granule", pgsizes & pgsizes.wrapping_neg())
+                format!(
+                    "the server maps pages of {:#x} bytes at least; see --granule",
+                    pgsizes & pgsizes.wrapping_neg()
+                )
             });
         }
         self.space = Space::new(answer.capabilities.max_dma_maps.min(MAPS_MAX) as usize);

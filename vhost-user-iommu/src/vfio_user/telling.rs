@@ -117,7 +117,8 @@ impl Conversation<'_> {
     fn send_steps(&mut self) -> Result<(), Failure> {
         while let Some((step, _)) = self.queue.steps.front() {
             let mut under_way = self.owed.steps().map(|(other, ..)| other);
-            let is_other_kind = under_way.next().is_some_and(|other| discriminant(other) != discriminant(step));
+            let is_other_kind =
+                under_way.next().is_some_and(|other| discriminant(other) != discriminant(step));
             if is_other_kind || under_way.count() + 1 >= UNDER_WAY_MAX || !self.server.has_room() {
                 return Ok(());
             }
