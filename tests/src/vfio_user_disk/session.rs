@@ -75,7 +75,7 @@ impl Session {
                     self.obey(order)?;
                 }
             }
-            if is_message && self.is_deaf {
+            if is_message && hears.is_empty() {
                 // It is only told that the client has left.
                 return Ok(());
             }

@@ -5,9 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use vhost_user_iommu::vfio_user::message::{Command, Flags, Message, RegionAccess};
 use viommu_core::{DomainId, Status};
 use viommu_tests::vfio_user_disk::Conduct;
 use viommu_tests::vfio_user_vmm::VfioUserVmm;
+use zerocopy::IntoBytes;
 
 use crate::bed::*;
 
@@ -75,6 +77,25 @@ fn a_server_that_answers_something_else_is_blocked_and_has_nothing_when_it_is_go
         assert_eq!(bed.told(0), []);
         other_goes_on(&bed, &mut guest);
     }
+}
+
+#[test]
+fn a_server_that_reads_nothing_while_the_vmm_writes_is_blocked_as_well() {
+    let (bed, mut guest, mut vmms) = two(Conduct::Honest);
+    bed.disk(0).deafen();
+    let access = RegionAccess { offset: 0x1000, region: 0, count: 60_000 };
+    let write = [access.as_bytes(), &[0; 60_000]].concat();
+    for _ in 0..60 {
+        // More than sockets hold, so that nothing of the relay's own gets through.
+        let message = Message::command(1, Command::REGION_WRITE, &write[..]);
+        vmms[0].send_message(Message { flags: Flags::NO_REPLY, ..message }).expect("sends");
+    }
+    let began = Instant::now();
+    has_status(guest.try_unmap(DomainId(1), IOVA, PAGE), Status::DevErr);
+    assert!(began.elapsed() < ANSWERED);
+    bed.wait_log("does not answer in time");
+    is_blocked(&mut vmms[0]);
+    other_goes_on(&bed, &mut guest);
 }
 
 #[test]

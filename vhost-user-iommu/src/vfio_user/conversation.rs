@@ -164,9 +164,17 @@ impl<'a> Conversation<'a> {
         if has_orders {
             self.obey(orders.take())?;
         }
+        self.send_steps()?;
         self.flush()?;
         // After what has come, which may be the answer.
-        if self.time_left().is_some_and(|left| left.is_zero()) { Err(Failure::Unresponsive) } else { Ok(()) }
+        if self.time_left().is_none_or(|left| !left.is_zero()) {
+            return Ok(());
+        }
+        // However soon it leaves now.
+        let errands =
+            self.owed.steps().map(|(.., errand)| errand).chain(self.queue.steps().map(|(_, errand)| errand));
+        errands.for_each(|errand| errand.fail(Errno::TIMEDOUT));
+        Err(Failure::Unresponsive)
     }
 
     /// Waits; whether there are orders, something of the VMM, something of the server.

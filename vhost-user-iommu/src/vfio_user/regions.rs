@@ -103,7 +103,7 @@ impl Regions {
     pub fn slice(&self, range: IovaRange, access: Access) -> Option<VolatileSlice<'_>> {
         let (part, region) = self.parts(range).next()?;
         let is_whole = part == range && region.access.contains(access);
-        let offset = usize::try_from(range.start() - region.range.start()).ok()?;
+        let offset = usize::try_from(range.start().checked_sub(region.range.start())?).ok()?;
         let length = usize::try_from(range.span().checked_add(1)?).ok()?;
         region.memory.as_ref().filter(|_| is_whole)?.get_slice(offset, length).ok()
     }

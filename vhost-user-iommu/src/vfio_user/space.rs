@@ -211,7 +211,7 @@ mod tests {
 
     fn mapping(iova: u64, length: u64, gpa: u64, access: Access) -> Mapping {
         let range = IovaRange::from_length(iova, length).expect("a range");
-        Mapping { range, target: Target { gpa: Gpa(gpa), access } }
+        Mapping { range, target: Target { gpa: Gpa(gpa), access, mmio: false } }
     }
 
     fn shown(steps: &[Step]) -> Vec<(char, u64, u64, Option<u64>)> {
@@ -260,7 +260,10 @@ mod tests {
     #[test]
     fn memory_that_comes_and_goes_is_told_where_it_is_reached() {
         let (mut space, mut regions) = (Space::new(8), regions());
-        space.enter(View::Mappings(vec![mapping(0x10_0000, 0x2000, 0x7000, Access::all())]), &regions);
+        assert_eq!(
+            space.enter(View::Mappings(vec![mapping(0x10_0000, 0x2000, 0x7000, Access::all())]), &regions).1,
+            Ok(())
+        );
         regions.add(&map(0x8000, 0x1000, 0), vec![file(0x1000)]).expect("a region");
         let (steps, _) = space.settle(&regions);
         assert_eq!(shown(&steps), [('+', 0x10_1000, 0x1000, Some(0))]);
@@ -269,7 +272,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_and_a_space_that_does_not_is_empty() {
         let (mut space, regions) = (Space::new(2), regions());
-        space.enter(View::Mappings(vec![mapping(0, 0x1000, 0, Access::all())]), &regions);
+        assert_eq!(
+            space.enter(View::Mappings(vec![mapping(0, 0x1000, 0, Access::all())]), &regions).1,
+            Ok(())
+        );
         assert_eq!(space.give(mapping(0x8000, 0x2000, 0x3000, Access::all()), &regions), Err(Full));
         let three = (0..3).map(|at| mapping(at << 12, 0x1000, 0, Access::all())).collect();
         let (steps, fits) = space.enter(View::Mappings(three), &regions);

@@ -21,17 +21,23 @@ use super::conversation::{Conversation, Failure, Phase};
 use super::message::{Command, DmaMap, DmaUnmap, Message};
 use super::owed::{Asked, Errand, Waiting};
 use super::space::{Full, Piece, Step};
+use super::version::MAPS_MAX;
 
 /// Steps that have not been sent.
 #[derive(Debug, Default)]
 pub struct Queue {
     steps: VecDeque<(Step, Rc<Errand>)>,
-    /// Where mappings begin that the server has refused.
+    /// Where mappings begin that the server has refused, and that are to be unmapped all the same.
     refused: BTreeSet<u64>,
+    /// Since when nothing can be sent, because the server reads nothing.
+    stalled_since: Option<Instant>,
 }
 
 /// Steps that may be under way at once.
 const UNDER_WAY_MAX: usize = 64;
+
+/// Steps that may wait: those of two changes of all that a server holds. One that is so far behind is not waited for.
+const WAITING_MAX: usize = 4 * MAPS_MAX as usize;
 
 impl Conversation<'_> {
     /// Carries out what other threads ordered.
@@ -110,18 +116,26 @@ impl Conversation<'_> {
         }
         self.queue.steps.extend(steps.into_iter().map(|step| (step, errand.clone())));
         self.end_errand(errand)?;
+        if self.queue.steps.len() > WAITING_MAX {
+            return Err(Failure::Unresponsive);
+        }
         self.send_steps()
     }
 
     /// Sends what may be sent now.
-    fn send_steps(&mut self) -> Result<(), Failure> {
+    pub(super) fn send_steps(&mut self) -> Result<(), Failure> {
         while let Some((step, _)) = self.queue.steps.front() {
             let mut under_way = self.owed.steps().map(|(other, ..)| other);
             let is_other_kind =
                 under_way.next().is_some_and(|other| discriminant(other) != discriminant(step));
-            if is_other_kind || under_way.count() + 1 >= UNDER_WAY_MAX || !self.server.has_room() {
+            if is_other_kind || under_way.count() + 1 >= UNDER_WAY_MAX {
                 return Ok(());
             }
+            if !self.server.has_room() {
+                self.queue.stalled_since.get_or_insert_with(Instant::now);
+                return Ok(());
+            }
+            self.queue.stalled_since = None;
             let Some((step, errand)) = self.queue.steps.pop_front() else { return Ok(()) };
             let was_refused =
                 matches!(&step, Step::Unmap(piece) if self.queue.refused.remove(&piece.range.start()));
@@ -153,12 +167,10 @@ impl Conversation<'_> {
                 let errno = reply.error;
                 self.complain(|| format!("the server does not map {}: error {errno}", piece.range));
                 self.space.refused(piece);
-                self.queue.refused.insert(piece.range.start());
+                self.queue.refuse(piece);
                 errand.fail(Errno::IO);
             }
-            Step::Map(piece) => {
-                self.queue.refused.remove(&piece.range.start());
-            }
+            Step::Map(_) => {}
             Step::Unmap(piece) => {
                 let echo = DmaUnmap { argsz: 0, flags: 0, ..unmap_of(piece) };
                 let is_echo = reply.body().is_none_or(|body| DmaUnmap { argsz: 0, flags: 0, ..body } == echo);
@@ -188,19 +200,22 @@ impl Conversation<'_> {
         }
     }
 
-    /// When the server has to have answered what it was told.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        let since = self.owed.steps().map(|(_, since, _)| since).min();
-        since.map(|since| since + self.relay.unmap_timeout)
-    }
-
-    /// How long it may still take.
+    /// How long the server may still take to answer what it was told, or is to be told.
     pub(super) fn time_left(&self) -> Option<Duration> {
-        self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        let since = self.owed.steps().map(|(_, since, _)| since).chain(self.queue.stalled_since).min();
+        since.map(|since| self.relay.unmap_timeout.saturating_sub(since.elapsed()))
     }
 }
 
 impl Queue {
+    /// The server has refused a mapping: what would unmap it next is of no use.
+    fn refuse(&mut self, piece: &Piece) {
+        let unmap = Step::Unmap(piece.clone());
+        if self.steps.iter().any(|(step, _)| *step == unmap) {
+            self.refused.insert(piece.range.start());
+        }
+    }
+
     /// What waits to be sent, and what for.
     pub fn steps(&self) -> impl Iterator<Item = (&Step, &Errand)> {
         self.steps.iter().map(|(step, errand)| (step, &**errand))
