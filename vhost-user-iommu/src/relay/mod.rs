@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Relays: each sits between the VMM and the process that serves another device, and is that device's IOMMU. This is what
-//! all of them have in common, and the ones for vhost-user; [`vfio_user`](crate::vfio_user) has the others.
+//! all of them have in common, and the ones for vhost-user; [`vfio_user`] has the others.
 //!
 //! Everything the two say to each other passes through, except what has to do with addresses. Towards the VMM a
 //! relay offers what makes it present the device to the guest as one behind an IOMMU. Towards a
