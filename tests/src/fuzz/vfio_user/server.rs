@@ -56,10 +56,10 @@ impl Server {
         self.owed.is_empty() && !self.has_lied
     }
 
-    /// Whether it has a mapping in `range` that it got before `time`.
+    /// Whether it has a mapping in `range` that it got before `time`, and has not said that it has none.
     pub fn has_mapping_of_before(&self, range: &IovaRange, time: u64) -> bool {
-        self.dma == Dma::Shared
-            && self.mappings.iter().any(|known| known.since < time && known.range.overlaps(range))
+        let is_of_before = |known: &Mapping| known.since < time && known.range.overlaps(range);
+        self.dma == Dma::Shared && !self.has_lied && self.mappings.iter().any(is_of_before)
     }
 
     /// Takes all that has come.
