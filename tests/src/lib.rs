@@ -14,4 +14,6 @@ pub mod model;
 pub mod peers;
 pub mod scene;
 pub mod table_model;
+pub mod vfio_user_disk;
+pub mod vfio_user_vmm;
 pub mod vfio_vmm;

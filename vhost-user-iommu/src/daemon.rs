@@ -13,13 +13,13 @@ use log::{Level, error, info, warn};
 use sd_notify::NotifyState;
 use viommu_core::EndpointId;
 
-use crate::config::{Config, EndpointKind, Listen};
+use crate::config::{Config, Listen, Protocol, Relayed};
 use crate::control;
 use crate::ending::{End, Ending};
 use crate::fd::{VmmSocket, inherited_pipe, inherited_socket};
 use crate::iommu::Iommu;
 use crate::listen::{SocketFile, listen, listen_privately};
-use crate::orders::{Invalidator, Orders, orders};
+use crate::orders::{Orders, RelayHandle, orders};
 use crate::relay::Relay;
 use crate::session::Session;
 use crate::sync::Wake;
@@ -31,6 +31,7 @@ use crate::vfio::Vfio;
 struct Prepared {
     endpoint: EndpointId,
     label: String,
+    protocol: Protocol,
     backend: PathBuf,
     listener: UnixListener,
     orders: Orders,
@@ -58,9 +59,9 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
     if let Some(vfio) = &vfio {
         ending.or_when(vfio.released(), End::DevicesReleased);
     }
-    let (relays, invalidators) = prepare_relays(config, &mut files)?;
+    let (relays, handles) = prepare_relays(config, &mut files)?;
     let event_waits = Arc::new(Wake::new().map_err(short_of)?);
-    let iommu = Iommu::new(config, invalidators, vfio, event_waits.clone());
+    let iommu = Iommu::new(config, handles, vfio, event_waits.clone());
     let iommu =
         Arc::new(iommu.map_err(|error| UsageError::new(error.to_string(), "change the option it names"))?);
     for prepared in relays {
@@ -102,25 +103,33 @@ fn narrowed(config: &Config, vfio: Option<&Vfio>) -> Result<Config, UsageError> 
 fn prepare_relays(
     config: &Config,
     files: &mut Vec<SocketFile>,
-) -> Result<(Vec<Prepared>, BTreeMap<EndpointId, Invalidator>), UsageError> {
+) -> Result<(Vec<Prepared>, BTreeMap<EndpointId, RelayHandle>), UsageError> {
     let mut relays = Vec::new();
-    let mut invalidators = BTreeMap::new();
+    let mut handles = BTreeMap::new();
     for endpoint in &config.endpoints {
-        let EndpointKind::VhostUser { front, backend } = &endpoint.kind else { continue };
+        let Some(Relayed { protocol, front, back }) = endpoint.kind.relayed() else { continue };
         let listener = keep(listen("endpoint", front)?, files);
-        let (invalidator, orders) = orders().map_err(short_of)?;
-        invalidators.insert(endpoint.id, invalidator);
-        let (label, backend) = (endpoint.label.clone(), backend.clone());
-        relays.push(Prepared { endpoint: endpoint.id, label, backend, listener, orders });
+        let (handle, orders) = orders(protocol).map_err(short_of)?;
+        handles.insert(endpoint.id, handle);
+        let (label, backend) = (endpoint.label.clone(), back.to_owned());
+        relays.push(Prepared { endpoint: endpoint.id, label, protocol, backend, listener, orders });
     }
-    Ok((relays, invalidators))
+    Ok((relays, handles))
 }
 
 fn start_relay(prepared: Prepared, config: &Config, iommu: &Arc<Iommu>) -> Result<(), UsageError> {
-    let Prepared { endpoint, label, backend, listener, orders } = prepared;
-    let (iommu, unmap_timeout) = (iommu.clone(), config.unmap_timeout);
-    let complaints = Throttle::new(Level::Warn);
-    let relay = Relay { endpoint, label, backend, iommu, unmap_timeout, complaints };
+    let Prepared { endpoint, label, protocol, backend, listener, orders } = prepared;
+    let relay = Relay {
+        endpoint,
+        label,
+        protocol,
+        backend,
+        iommu: iommu.clone(),
+        page_size_mask: config.page_size_mask,
+        aperture: config.aperture,
+        unmap_timeout: config.unmap_timeout,
+        complaints: Throttle::new(Level::Warn),
+    };
     start("relay", move || relay.serve(&listener, &orders))
 }
 

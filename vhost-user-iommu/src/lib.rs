@@ -28,11 +28,12 @@ pub mod sync;
 pub mod throttle;
 mod usage_error;
 pub mod vfio;
+pub mod vfio_user;
 mod viot;
 
 use std::io::{self, Write};
 
-pub use config::{Command, Config, EndpointConfig, EndpointKind, Listen, VfioDevice, parse};
+pub use config::{Command, Config, Dma, EndpointConfig, EndpointKind, Listen, Protocol, VfioDevice, parse};
 pub use ctl::{CtlCommand, CtlError};
 pub use daemon::run;
 pub use launch::{LaunchCommand, LaunchError};
@@ -50,4 +51,5 @@ pub fn print_capabilities() -> io::Result<()> {
     stdout.flush()
 }
 
-const CAPABILITIES: &str = r#"{"type":"iommu","features":["boot-bypass","vhost-user-endpoint"]}"#;
+const CAPABILITIES: &str =
+    r#"{"type":"iommu","features":["boot-bypass","vhost-user-endpoint","vfio-user-endpoint"]}"#;

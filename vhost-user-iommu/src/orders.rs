@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What other threads order of a relay: to make its back-end forget translations.
+//! What other threads order of a relay: to have its back-end forget translations, or learn of them.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,8 +9,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use rustix::io::Errno;
+use viommu_core::mapping::Mapping;
 use viommu_core::{HostError, IovaRange};
 
+use crate::config::{Dma, Protocol};
 use crate::sync::Wake;
 
 /// How an order ended.
@@ -18,7 +20,8 @@ pub type Outcome = Result<(), HostError>;
 
 /// The giving end.
 #[derive(Clone, Debug)]
-pub struct Invalidator {
+pub struct RelayHandle {
+    protocol: Protocol,
     orders: Sender<Order>,
     wake: Arc<Wake>,
 }
@@ -30,12 +33,35 @@ pub struct Orders {
     wake: Arc<Wake>,
 }
 
-/// Everything translated in a range is to be forgotten. To drop an order is to say that nothing of it is known
-/// to anybody.
+/// What an endpoint reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Nothing.
+    Nothing,
+    /// Guest memory, untranslated.
+    Identity,
+    /// What these mappings lead to.
+    Mappings(Vec<Mapping>),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Everything translated in a range is to be forgotten.
+    Forget(IovaRange),
+    /// A mapping comes to those that there are.
+    Learn(Mapping),
+    /// The endpoint is moved: everything is to be forgotten, and this is what it reaches from now on.
+    Enter(View),
+    /// What the endpoint reaches is to be looked up again.
+    Refresh,
+}
+
+/// Work for a relay. To drop an order is to say that it is done, or that nothing of it is known to anybody.
 #[derive(Debug)]
 pub struct Order {
-    /// The IOVAs.
-    pub range: IovaRange,
+    /// What is to be done.
+    pub work: Work,
     /// When it was given.
     pub since: Instant,
     /// Who waits, if anybody.
@@ -53,38 +79,55 @@ pub struct Completion {
 ///
 /// # Errors
 /// The process has no file descriptor left.
-pub fn orders() -> std::io::Result<(Invalidator, Orders)> {
+pub fn orders(protocol: Protocol) -> std::io::Result<(RelayHandle, Orders)> {
     let wake = Arc::new(Wake::new()?);
     let (sender, receiver) = channel();
-    Ok((Invalidator { orders: sender, wake: wake.clone() }, Orders { orders: receiver, wake }))
+    Ok((RelayHandle { protocol, orders: sender, wake: wake.clone() }, Orders { orders: receiver, wake }))
 }
 
-impl Invalidator {
-    /// Has the back-end forget `range`; `done` hears of it once, when no access can use it any more.
-    pub fn invalidate(&self, range: IovaRange, done: Sender<Outcome>) {
-        self.order(range, Some(done));
+impl RelayHandle {
+    /// What is spoken with the back-end.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Whether the back-end is told of all that it may reach, and does not ask.
+    pub fn is_told(&self) -> bool {
+        self.protocol == Protocol::VfioUser(Dma::Shared)
+    }
+
+    /// Orders `work`; `done` hears of it once, when it is done, and no access can use what it takes away.
+    pub fn order(&self, work: Work, done: Sender<Outcome>) {
+        self.send(Order::new(work, Some(done)));
     }
 
     /// Has the back-end forget everything, whenever it gets round to it.
     pub fn forget_all(&self) {
-        self.order(IovaRange::ALL, None);
+        self.send(Order::unobserved(Work::Forget(IovaRange::ALL)));
     }
 
-    fn order(&self, range: IovaRange, waiting: Option<Sender<Outcome>>) {
+    /// Has a back-end that is told look again at what it may reach, whenever it gets round to it.
+    pub fn refresh(&self) {
+        if self.is_told() {
+            self.send(Order::unobserved(Work::Refresh));
+        }
+    }
+
+    fn send(&self, order: Order) {
         // Fails only when the relay is gone; the order is then dropped, and so done.
-        let _ = self.orders.send(Order::new(range, waiting));
+        let _ = self.orders.send(order);
         self.wake.wake();
     }
 }
 
 impl Order {
-    /// One of the relay's own, that nobody waits for.
-    pub fn unobserved(range: IovaRange) -> Order {
-        Order::new(range, None)
+    /// One that nobody waits for.
+    pub fn unobserved(work: Work) -> Order {
+        Order::new(work, None)
     }
 
-    fn new(range: IovaRange, waiting: Option<Sender<Outcome>>) -> Order {
-        Order { range, since: Instant::now(), completion: Completion { waiting, failure: Cell::default() } }
+    fn new(work: Work, waiting: Option<Sender<Outcome>>) -> Order {
+        Order { work, since: Instant::now(), completion: Completion { waiting, failure: Cell::default() } }
     }
 }
 
@@ -117,7 +160,7 @@ impl Completion {
 impl Drop for Completion {
     fn drop(&mut self) {
         let outcome = self.failure.take().map_or(Ok(()), |errno| {
-            Err(HostError { operation: "IOTLB invalidation", errno: errno.raw_os_error() })
+            Err(HostError { operation: "telling a back-end", errno: errno.raw_os_error() })
         });
         if let Some(waiting) = self.waiting.take() {
             // Fails only when whoever waited has given up.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use log::{LevelFilter, Log, Metadata, Record};
 use vhost_user_iommu::iommu::Iommu;
-use vhost_user_iommu::orders::Invalidator;
+use vhost_user_iommu::orders::RelayHandle;
 use vhost_user_iommu::sync::Wake;
 use vhost_user_iommu::{Config, EndpointConfig, EndpointKind, Listen};
 use viommu_core::{Access, EndpointId, Iova, IovaRange, Limits};
@@ -29,7 +29,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const POLL: Duration = Duration::from_micros(200);
 
 /// The device and what tells of its events. A VMM has yet to connect.
-pub fn iommu(invalidators: BTreeMap<EndpointId, Invalidator>) -> (Arc<Iommu>, Arc<Wake>) {
+pub fn iommu(relays: BTreeMap<EndpointId, RelayHandle>) -> (Arc<Iommu>, Arc<Wake>) {
     static LOG: Once = Once::new();
     LOG.call_once(|| {
         // Fails only when a test of this process has a logger of its own.
@@ -37,8 +37,7 @@ pub fn iommu(invalidators: BTreeMap<EndpointId, Invalidator>) -> (Arc<Iommu>, Ar
         log::set_max_level(LevelFilter::Debug);
     });
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
-    let iommu =
-        Iommu::new(&config(), invalidators, None, event_waits.clone()).expect("a device that can be made");
+    let iommu = Iommu::new(&config(), relays, None, event_waits.clone()).expect("a device that can be made");
     (Arc::new(iommu), event_waits)
 }
 

@@ -17,6 +17,7 @@ mod requests;
 mod rings;
 mod session;
 mod tables;
+mod vfio_user;
 
 /// One border.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +36,7 @@ const fn target(name: &'static str, border: &'static str, run: fn(&[u8])) -> Tar
 
 /// All targets.
 #[rustfmt::skip]
-pub static TARGETS: [Target; 9] = [
+pub static TARGETS: [Target; 10] = [
     target("requests", "a guest's requests and writes to the configuration space, as bytes",  requests::run),
     target("model",    "the life of a device, beside the naive reference",                    model::run),
     target("tables",   "the life of a device of tables, beside the naive reference",          tables::run),
@@ -43,6 +44,7 @@ pub static TARGETS: [Target; 9] = [
     target("rings",    "virtqueues of any content in guest memory",                           rings::run),
     target("session",  "a VMM's messages to the device, with file descriptors",               session::run),
     target("relay",    "both sides of a relay: a VMM, and a back-end with an IOTLB",          relay::run),
+    target("vfio_user", "both sides of a vfio-user relay: a VMM, and a server",                vfio_user::run),
     target("config",   "the command line and the configuration file",                         config::run),
     target("control",  "a client of the control socket, with file descriptors",               control::run),
 ];

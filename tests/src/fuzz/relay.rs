@@ -18,9 +18,10 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use log::Level;
 use rustix::net::{SendFlags, send};
+use vhost_user_iommu::Protocol;
 use vhost_user_iommu::iommu::{Incoming, Iommu};
 use vhost_user_iommu::message::Channel;
-use vhost_user_iommu::orders::{Invalidator, Orders, Outcome, orders};
+use vhost_user_iommu::orders::{Orders, Outcome, RelayHandle, Work, orders};
 use vhost_user_iommu::relay::Relay;
 use vhost_user_iommu::relay::conversation::Conversation;
 use vhost_user_iommu::throttle::Throttle;
@@ -39,7 +40,7 @@ use vmm::Vmm;
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let (iommu, relay) = relay();
-    let (invalidator, orders) = orders().expect("a file descriptor");
+    let (invalidator, orders) = orders(Protocol::VhostUser).expect("a file descriptor");
     let (vmm, front) = UnixStream::pair().expect("a file descriptor");
     let (back_end, back) = UnixStream::pair().expect("a file descriptor");
     let conversation = Conversation::new(&relay, front, back).expect("a file descriptor");
@@ -54,7 +55,7 @@ pub fn run(data: &[u8]) {
 
 struct Scene<'a> {
     iommu: Arc<Iommu>,
-    invalidator: Invalidator,
+    invalidator: RelayHandle,
     conversation: Conversation<'a>,
     vmm: Vmm,
     back_end: BackEnd,
@@ -65,15 +66,18 @@ struct Scene<'a> {
 /// A device whose endpoint is relayed, but whose own invalidations are done at once: this thread gives those that
 /// count, since it could not wait for them.
 fn relay() -> (Arc<Iommu>, Relay) {
-    let (invalidator, _) = orders().expect("a file descriptor");
+    let (invalidator, _) = orders(Protocol::VhostUser).expect("a file descriptor");
     let (iommu, _) = device::iommu(BTreeMap::from([(ENDPOINT, invalidator)]));
     iommu.connected();
     iommu.negotiate(Features::OFFERED.bits());
     let relay = Relay {
         endpoint: ENDPOINT,
         label: "00:02.0".to_owned(),
+        protocol: Protocol::VhostUser,
         backend: "unused".into(),
         iommu: iommu.clone(),
+        page_size_mask: 0x1000,
+        aperture: IovaRange::ALL,
         unmap_timeout: PATIENCE,
         complaints: Throttle::new(Level::Warn),
     };
@@ -150,7 +154,7 @@ impl Scene<'_> {
 
     fn invalidate(&mut self, range: IovaRange) -> bool {
         let (done, outcome) = channel();
-        self.invalidator.invalidate(range, done);
+        self.invalidator.order(Work::Forget(range), done);
         self.given.push((range, self.back_end.time(), outcome));
         true
     }

@@ -49,21 +49,21 @@ impl Image {
     }
 
     /// Where `sector` starts, if `len` bytes from there are within the disk.
-    pub(super) fn offset(&self, sector: u64, len: u64) -> Option<u64> {
+    pub(crate) fn offset(&self, sector: u64, len: u64) -> Option<u64> {
         let offset = sector.checked_mul(SECTOR_LEN)?;
         let end = offset.checked_add(len)?;
         (end <= self.sectors * SECTOR_LEN).then_some(offset)
     }
 
-    pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    pub(crate) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(bytes, offset)
     }
 
-    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    pub(crate) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
     }
 
-    pub(super) fn flush(&self) -> io::Result<()> {
+    pub(crate) fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 }

@@ -30,7 +30,7 @@ mod record;
 mod ring;
 mod session;
 mod tlb;
-mod wait;
+pub(crate) mod wait;
 
 pub use image::Image;
 pub use options::{OnInvalidate, Options};

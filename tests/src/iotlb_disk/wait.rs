@@ -12,24 +12,24 @@ use rustix::io::Errno;
 
 /// A request to stop, made once and seen by everybody who waits for it.
 #[derive(Debug)]
-pub(super) struct Stop {
+pub(crate) struct Stop {
     signalled: AtomicBool,
     eventfd: OwnedFd,
 }
 
 impl Stop {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { signalled: AtomicBool::new(false), eventfd })
     }
 
-    pub(super) fn signal(&self) {
+    pub(crate) fn signal(&self) {
         self.signalled.store(true, Ordering::Release);
         // Fails when the counter is full: then it is readable already.
         let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
     }
 
-    pub(super) fn is_signalled(&self) -> bool {
+    pub(crate) fn is_signalled(&self) -> bool {
         self.signalled.load(Ordering::Acquire)
     }
 }
@@ -41,7 +41,7 @@ impl AsFd for Stop {
 }
 
 /// Waits until one of the file descriptors is ready, or the time is over: which of them are.
-pub(super) fn wait(fds: &[(BorrowedFd<'_>, PollFlags)], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+pub(crate) fn wait(fds: &[(BorrowedFd<'_>, PollFlags)], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut polled: Vec<PollFd<'_>> =
         fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

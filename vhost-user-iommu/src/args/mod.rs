@@ -65,14 +65,17 @@ pub(crate) struct Options {
     pub(crate) fd: Option<i32>,
 
     #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are for the reader of --help")]
-    /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK] or ID,vfio=DEVICE
+    /// An endpoint behind the IOMMU (repeatable): ID[,vhost-user=FRONT,backend=BACK],
+    /// ID,vfio-user=FRONT,server=SERVER[,dma=shared|message] or ID,vfio=DEVICE
     ///
     /// ID is a PCI address [SEGMENT:]BUS:DEV.FN or a number (decimal, or 0x and hexadecimal). With the
     /// two sockets, the VMM connects to FRONT for the device that a vhost-user back-end serves at
-    /// BACK. DEVICE is a physical one: fd:N is its VFIO device file, as the VMM has it open; `launch`
+    /// BACK, or a vfio-user server at SERVER: with dma=message that gets no file of guest memory and
+    /// asks for each access, which is checked; with dma=shared (the default) it is told what to map,
+    /// and trusted to keep to it. DEVICE is a physical one: fd:N is its VFIO device file, as the VMM has it open; `launch`
     /// also takes its PCI address on this machine, or the path of that file. pasid=on says that the
-    /// VMM shows the guest a PASID capability of it (table mode). With neither, the endpoint is known
-    /// to the guest and nothing is enforced.
+    /// VMM shows the guest a PASID capability of it (table mode). With none of
+    /// these, the endpoint is known to the guest and nothing is enforced.
     #[arg(long = "endpoint", value_name = "SPEC", help_heading = ENDPOINTS, verbatim_doc_comment)]
     pub(crate) endpoints: Vec<EndpointConfig>,
 

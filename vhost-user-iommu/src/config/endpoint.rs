@@ -12,7 +12,8 @@ use super::kind::{EndpointKind, VfioDevice, absolute};
 use crate::usage_error::UsageError;
 use crate::{pci::PciAddress, size::parse_number};
 
-/// One endpoint, from `ID[,vhost-user=FRONT_SOCKET,backend=BACK_SOCKET]` or `ID,vfio=DEVICE`.
+/// One endpoint, from `ID[,vhost-user=FRONT_SOCKET,backend=BACK_SOCKET]`,
+/// `ID,vfio-user=FRONT_SOCKET,server=SERVER_SOCKET[,dma=message]` or `ID,vfio=DEVICE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointConfig {
     /// The id under which the guest knows the endpoint.
@@ -50,10 +51,7 @@ impl EndpointConfig {
     ) -> Result<(), UsageError> {
         let mut seen: HashMap<_, _> = own.iter().map(|(option, path)| (absolute(path), *option)).collect();
         for EndpointConfig { label, kind, .. } in endpoints {
-            let EndpointKind::VhostUser { front, backend } = kind else {
-                continue;
-            };
-            for socket in [front, backend] {
+            for socket in kind.relayed().into_iter().flat_map(|relayed| [relayed.front, relayed.back]) {
                 if let Some(user) = seen.insert(absolute(socket), label.as_str()) {
                     let problem = format!("the socket {} is taken already by {user}", socket.display());
                     let error = UsageError::new(problem, "give every connection a socket of its own");

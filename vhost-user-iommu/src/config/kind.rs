@@ -26,6 +26,15 @@ pub enum EndpointKind {
         /// Where the device's own back-end listens.
         backend: PathBuf,
     },
+    /// A device served over vfio-user by another process, with this one in between.
+    VfioUser {
+        /// Where the VMM connects: this process listens here.
+        front: PathBuf,
+        /// Where the device's own server listens.
+        server: PathBuf,
+        /// How the server reaches memory.
+        dma: Dma,
+    },
     /// A physical device, which the VMM drives as well.
     Vfio {
         /// How to come by it.
@@ -33,6 +42,50 @@ pub enum EndpointKind {
         /// Whether the guest sees a PASID capability of it, which VFIO hides and the VMM has to show instead.
         pasid: bool,
     },
+}
+
+/// How a vfio-user server reaches guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dma {
+    /// It gets the memory's file descriptors, and maps what it is told.
+    Shared,
+    /// It asks for each access by a message.
+    Message,
+}
+
+/// What is spoken with another process that serves a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// vhost-user.
+    VhostUser,
+    /// vfio-user.
+    VfioUser(Dma),
+}
+
+/// A device served by another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relayed<'a> {
+    /// What is spoken, on both sides.
+    pub protocol: Protocol,
+    /// Where the VMM connects: this process listens here.
+    pub front: &'a Path,
+    /// Where the other process listens.
+    pub back: &'a Path,
+}
+
+impl EndpointKind {
+    /// The device that another process serves, if this is one.
+    pub fn relayed(&self) -> Option<Relayed<'_>> {
+        match self {
+            EndpointKind::Listed | EndpointKind::Vfio { .. } => None,
+            EndpointKind::VhostUser { front, backend } => {
+                Some(Relayed { protocol: Protocol::VhostUser, front, back: backend })
+            }
+            EndpointKind::VfioUser { front, server, dma } => {
+                Some(Relayed { protocol: Protocol::VfioUser(*dma), front, back: server })
+            }
+        }
+    }
 }
 
 /// How to come by a physical device. The daemon takes a file descriptor alone, since the VMM has to have the same;
@@ -62,17 +115,20 @@ impl FromStr for EndpointKind {
 
     /// Parses `KEY=VALUE[,KEY=VALUE]`.
     fn from_str(properties: &str) -> Result<EndpointKind, UsageError> {
-        let (mut front, mut backend, mut device, mut pasid) = (None, None, None, None);
+        let mut given = Properties::default();
         for property in properties.split(',') {
             let (key, value) = property.split_once('=').unwrap_or((property, ""));
             let (slot, values) = match key {
-                "vhost-user" => (&mut front, "SOCKET"),
-                "backend" => (&mut backend, "SOCKET"),
-                "vfio" => (&mut device, "DEVICE"),
-                "pasid" => (&mut pasid, "on|off"),
+                "vhost-user" => (&mut given.vhost_user, "SOCKET"),
+                "backend" => (&mut given.backend, "SOCKET"),
+                "vfio-user" => (&mut given.vfio_user, "SOCKET"),
+                "server" => (&mut given.server, "SOCKET"),
+                "dma" => (&mut given.dma, "shared|message"),
+                "vfio" => (&mut given.vfio, "DEVICE"),
+                "pasid" => (&mut given.pasid, "on|off"),
                 _ => {
                     let problem = format!("`{key}` is not a property of an endpoint");
-                    let mend = "the properties are vhost-user and backend, or vfio and pasid";
+                    let mend = "the properties are vhost-user and backend, vfio-user, server and dma, or vfio and pasid";
                     return Err(UsageError::new(problem, mend));
                 }
             };
@@ -86,8 +142,69 @@ impl FromStr for EndpointKind {
                 return Err(UsageError::new(format!("`{key}` is given twice"), "give it once"));
             }
         }
-        of_properties(front, backend, device, pasid)
+        given.check_one_device()?;
+        if given.vfio_user.or(given.server).or(given.dma).is_some() {
+            return given.vfio_user();
+        }
+        of_properties(given.vhost_user, given.backend, given.vfio, given.pasid)
     }
+}
+
+/// The properties of an endpoint, as given.
+#[derive(Default)]
+struct Properties<'a> {
+    vhost_user: Option<&'a str>,
+    backend: Option<&'a str>,
+    vfio_user: Option<&'a str>,
+    server: Option<&'a str>,
+    dma: Option<&'a str>,
+    vfio: Option<&'a str>,
+    pasid: Option<&'a str>,
+}
+
+impl Properties<'_> {
+    fn check_one_device(&self) -> Result<(), UsageError> {
+        let vhost_user = self.vhost_user.or(self.backend);
+        let vfio_user = self.vfio_user.or(self.server).or(self.dma);
+        if [vhost_user, vfio_user, self.vfio].iter().flatten().count() <= 1 {
+            return Ok(());
+        }
+        Err(UsageError::new(
+            "one device stands behind an endpoint, a physical one or one that is served over vhost-user or vfio-user",
+            "keep vfio, vhost-user and backend, or vfio-user and server",
+        ))
+    }
+
+    fn vfio_user(&self) -> Result<EndpointKind, UsageError> {
+        if self.pasid.is_some() {
+            return Err(no_pasids());
+        }
+        let dma = match self.dma {
+            None | Some("shared") => Dma::Shared,
+            Some("message") => Dma::Message,
+            Some(other) => {
+                let problem = format!("`{other}` is not a value of dma");
+                return Err(UsageError::new(problem, "write dma=shared or dma=message"));
+            }
+        };
+        match (self.vfio_user, self.server) {
+            (Some(front), Some(server)) => {
+                Ok(EndpointKind::VfioUser { front: front.into(), server: server.into(), dma })
+            }
+            (front, _) => Err(UsageError::new(
+                "a vfio-user endpoint needs both of its sockets",
+                if front.is_some() {
+                    "add server=SOCKET, where the device's own server listens"
+                } else {
+                    "add vfio-user=SOCKET, where the VMM is to connect"
+                },
+            )),
+        }
+    }
+}
+
+fn no_pasids() -> UsageError {
+    UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio")
 }
 
 impl FromStr for VfioDevice {
@@ -137,16 +254,8 @@ fn of_properties(
         }
     };
     match (front, backend, device) {
-        (_, _, None) if pasid.is_some() => {
-            Err(UsageError::new("only a physical device has PASIDs", "leave pasid out, or add vfio"))
-        }
-        (None, None, Some(device)) => {
-            device.parse().map(|device| EndpointKind::Vfio { device, pasid: has_pasid })
-        }
-        (_, _, Some(_)) => Err(UsageError::new(
-            "one device stands behind an endpoint, a physical one or one that is served over vhost-user",
-            "keep vfio, or vhost-user and backend",
-        )),
+        (_, _, None) if pasid.is_some() => Err(no_pasids()),
+        (_, _, Some(device)) => device.parse().map(|device| EndpointKind::Vfio { device, pasid: has_pasid }),
         (Some(front), Some(backend), None) => {
             Ok(EndpointKind::VhostUser { front: front.into(), backend: backend.into() })
         }
@@ -184,6 +293,34 @@ mod tests {
             assert_eq!(properties.parse(), Ok(expected), "{properties}");
             let typed = properties.trim_start_matches("vfio=");
             assert_eq!(device.to_string(), if shown.is_empty() { typed } else { shown });
+        }
+    }
+
+    #[test]
+    fn a_vfio_user_endpoint_has_two_sockets_and_a_way_to_memory() {
+        for (properties, dma) in [
+            ("vfio-user=f,server=s", Dma::Shared),
+            ("server=s,dma=shared,vfio-user=f", Dma::Shared),
+            ("vfio-user=f,server=s,dma=message", Dma::Message),
+        ] {
+            let expected = EndpointKind::VfioUser { front: "f".into(), server: "s".into(), dma };
+            assert_eq!(properties.parse(), Ok(expected), "{properties}");
+        }
+        for (properties, problem) in [
+            ("vfio-user=f", "a vfio-user endpoint needs both of its sockets; add server=SOCKET"),
+            ("server=s", "a vfio-user endpoint needs both of its sockets; add vfio-user=SOCKET"),
+            ("dma=message", "a vfio-user endpoint needs both of its sockets; add vfio-user=SOCKET"),
+            (
+                "vfio-user=f,server=s,dma=none",
+                "`none` is not a value of dma; write dma=shared or dma=message",
+            ),
+            ("vfio-user=f,backend=b", "one device stands behind an endpoint, "),
+            ("vhost-user=f,backend=b,dma=message", "one device stands behind an endpoint, "),
+            ("vfio-user=f,server=s,vfio=fd:3", "one device stands behind an endpoint, "),
+            ("vfio-user=f,server=s,pasid=on", "only a physical device has PASIDs; "),
+        ] {
+            let error = properties.parse::<EndpointKind>().expect_err(properties).to_string();
+            assert!(error.starts_with(problem), "{properties}: {error}");
         }
     }
 

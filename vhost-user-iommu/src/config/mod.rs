@@ -28,7 +28,7 @@ use crate::{
 
 pub use command::{Command, parse};
 pub use endpoint::EndpointConfig;
-pub use kind::{EndpointKind, VfioDevice};
+pub use kind::{Dma, EndpointKind, Protocol, Relayed, VfioDevice};
 
 /// What the daemon is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,12 +203,11 @@ fn mode(options: &Options) -> Result<Mode, UsageError> {
             Err(error.about("table-feature-bit", bit.to_string()))
         }
         (ModeName::Table, bit) => {
-            let is_relayed =
-                |endpoint: &&EndpointConfig| matches!(endpoint.kind, EndpointKind::VhostUser { .. });
+            let is_relayed = |endpoint: &&EndpointConfig| endpoint.kind.relayed().is_some();
             match options.endpoints.iter().find(is_relayed) {
                 None => Ok(Mode::Table { feature_bit: bit.unwrap_or(Mode::FEATURE_BIT) }),
                 Some(endpoint) => Err(UsageError::new(
-                    "in table mode hardware walks the guest's tables, and a vhost-user device has none",
+                    "in table mode hardware walks the guest's tables, and a device of another process has none",
                     "serve it by a device of its own in map mode, or leave --mode table out",
                 )
                 .about("endpoint", &endpoint.label)),

@@ -114,6 +114,16 @@ fn physical_devices_leave_the_whole_space_as_the_aperture() {
 }
 
 #[test]
+fn vfio_user_endpoints_leave_the_whole_space_as_the_aperture_and_are_none_of_table_mode() {
+    let endpoint = "--endpoint=1,vfio-user=f,server=s,dma=message";
+    assert_eq!(config(&["--fd=3", endpoint]).aperture, IovaRange::ALL);
+    let error = refusal(&["--fd=3", "--mode=table", endpoint]);
+    assert!(error.starts_with("--endpoint 1: in table mode hardware walks the guest's tables, "), "{error}");
+    let error = refusal(&["--fd=3", endpoint, "--endpoint=2,vfio-user=g,server=./s"]);
+    assert!(error.starts_with("--endpoint 2: the socket ./s is taken already by 1; "), "{error}");
+}
+
+#[test]
 fn page_sizes_above_the_granule_are_announced_with_it() {
     for (granule, mask) in
         [("4k", 0x4020_1000), ("64k", 0x4021_0000), ("2M", 0x4020_0000), ("1G", 0x4000_0000)]

@@ -90,7 +90,7 @@ pub enum Code {
 pub struct EndpointStatus {
     /// Its id, as it was given to the daemon.
     pub endpoint: String,
-    /// What stands behind it: `listed`, `vhost-user` or `vfio`.
+    /// What stands behind it: `listed`, `vhost-user`, `vfio-user` or `vfio`.
     pub kind: String,
     /// The physical device that stands behind it now.
     #[serde(default, skip_serializing_if = "Option::is_none")]

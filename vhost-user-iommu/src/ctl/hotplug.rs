@@ -63,7 +63,7 @@ impl Plug {
             EndpointKind::Vfio { device, .. } => {
                 Ok(Plug { endpoint: endpoint.label, device, properties, monitor })
             }
-            EndpointKind::Listed | EndpointKind::VhostUser { .. } => {
+            EndpointKind::Listed | EndpointKind::VhostUser { .. } | EndpointKind::VfioUser { .. } => {
                 let error = UsageError::new("only physical devices come and go", "write ID,vfio=DEVICE");
                 Err(error.at(endpoint.label))
             }

@@ -131,7 +131,7 @@ fn file_of(endpoint: &EndpointConfig) -> Result<i32, UsageError> {
             format!("a VMM has to share the file descriptor of {device}"),
             "use `ctl plug`, which opens it for both, or pass it: vfio=fd:N, with the same file open in the VMM",
         ),
-        EndpointKind::Listed | EndpointKind::VhostUser { .. } => {
+        EndpointKind::Listed | EndpointKind::VhostUser { .. } | EndpointKind::VfioUser { .. } => {
             ("only physical devices come and go".to_owned(), "write ID,vfio=fd:N")
         }
     };

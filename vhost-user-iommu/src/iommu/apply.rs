@@ -1,53 +1,95 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Applying a change to the endpoints: to what caches translations, and to what the hardware translates.
+//! Applying a change to the endpoints: to what caches translations, to what is told of mappings, and to what the hardware
+//! translates.
 //!
 //! A change that gives access needs nothing of caches: endpoints ask when they miss. A change that takes access away
 //! waits until every back-end concerned has acknowledged that its entries are gone; the device refuses their misses for
-//! the same range meanwhile. If one fails, the others have merely lost entries that they can ask for again. The
-//! hardware comes last, since that cannot be undone so easily.
+//! the same range meanwhile. If one fails, the others have merely lost entries that they can ask for again.
+//!
+//! A server that maps memory itself does not ask: it is told of each mapping, and the guest's request waits for that, too.
+//! What it was told of a change that fails is put right after. The hardware comes last, since that cannot be undone so
+//! easily.
 
 use std::sync::mpsc;
 use std::time::Instant;
 
+use log::error;
 use rustix::io::Errno;
-use viommu_core::{Change, EndpointId, HostError, IovaRange};
+use viommu_core::mapping::Mapping;
+use viommu_core::{Change, Domain, DomainId, EndpointId, HostError};
 use viommu_nested::shadow::Known;
+
+use crate::orders::{RelayHandle, View, Work};
 
 use super::Iommu;
 
 impl Iommu {
     pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
         match *change {
-            Change::Map { .. } | Change::SetBypass { enabled: true } => {}
-            Change::Unmap { domain, range } => {
-                let members = self.state().device().domain(domain).map(|domain| domain.endpoints().collect());
-                self.invalidate(members.unwrap_or_default(), range)?;
+            Change::Map { domain, range, target } if self.has_told => {
+                let members = self.told(self.members(domain));
+                self.order(members, &Work::Learn(Mapping { range, target }))?;
             }
+            Change::Unmap { domain, range } => self.order(self.members(domain), &Work::Forget(range))?,
             //= virtio#devicenormative:IOMMU/DETACH request A26
             // The request is answered only when the back-end has lost what it had cached.
-            Change::Attach { endpoint, .. } | Change::Detach { endpoint, .. } => {
-                self.invalidate(vec![endpoint], IovaRange::ALL)?;
+            Change::Attach { endpoint, to, bypass, .. } => {
+                let view = if bypass { View::Identity } else { View::Mappings(self.mappings(to)) };
+                self.order(vec![endpoint], &Work::Enter(view))?;
             }
+            Change::Detach { endpoint, .. } => {
+                self.order(vec![endpoint], &Work::Enter(of_unattached(self.bypass())))?;
+            }
+            Change::Map { .. } => {}
             // Tables are walked by hardware; no back-end has anything of them.
             Change::AttachTable { .. }
             | Change::DetachPasid { .. }
             | Change::Invalidate { .. }
             | Change::Respond { .. } => {}
-            Change::SetBypass { enabled: false } => self.invalidate(self.unattached(), IovaRange::ALL)?,
+            Change::SetBypass { enabled } => {
+                let unattached = self.unattached();
+                let concerned = if enabled { self.told(unattached) } else { unattached };
+                self.order(concerned, &Work::Enter(of_unattached(enabled)))?;
+            }
         }
         self.on_host(|shadow| shadow.apply(change, self))
     }
 
-    fn invalidate(&self, endpoints: Vec<EndpointId>, range: IovaRange) -> Result<(), HostError> {
-        let concerned: Vec<_> =
-            endpoints.iter().filter_map(|endpoint| self.invalidators.get(endpoint)).collect();
+    /// The endpoints that may have been told of a change that has failed.
+    pub(super) fn concerned(&self, change: &Change) -> Vec<EndpointId> {
+        self.told(match *change {
+            Change::Map { domain, .. } | Change::Unmap { domain, .. } => self.members(domain),
+            Change::Attach { endpoint, .. } | Change::Detach { endpoint, .. } => vec![endpoint],
+            Change::SetBypass { .. } => self.unattached(),
+            _ => Vec::new(),
+        })
+    }
+
+    /// Has these endpoints reach what they are to reach, whatever they were told meanwhile.
+    pub(super) fn put_right(&self, endpoints: Vec<EndpointId>) {
+        // A failure has been told of, and the relay blocks an endpoint that does not follow.
+        let _ = self.order(self.told(endpoints), &Work::Refresh);
+    }
+
+    fn members(&self, domain: DomainId) -> Vec<EndpointId> {
+        self.state().device().domain(domain).into_iter().flat_map(Domain::endpoints).collect()
+    }
+
+    /// Those of `endpoints` that are told what they may reach.
+    fn told(&self, mut endpoints: Vec<EndpointId>) -> Vec<EndpointId> {
+        endpoints.retain(|endpoint| self.relays.get(endpoint).is_some_and(RelayHandle::is_told));
+        endpoints
+    }
+
+    fn order(&self, endpoints: Vec<EndpointId>, work: &Work) -> Result<(), HostError> {
+        let concerned: Vec<_> = endpoints.iter().filter_map(|endpoint| self.relays.get(endpoint)).collect();
         if concerned.is_empty() {
             return Ok(());
         }
         let (done, outcomes) = mpsc::channel();
-        for invalidator in &concerned {
-            invalidator.invalidate(range, done.clone());
+        for relay in &concerned {
+            relay.order(work.clone(), done.clone());
         }
         let deadline = Instant::now() + self.unmap_timeout;
         for _ in concerned {
@@ -61,12 +103,17 @@ impl Iommu {
 
     fn not_acknowledged(&self, endpoints: &[EndpointId]) -> HostError {
         let labels: Vec<&str> = endpoints.iter().map(|endpoint| self.label(*endpoint)).collect();
-        log::error!(
+        error!(
             "a back-end of {} did not acknowledge an invalidation within {} ms: it may still use memory that the \
              guest takes back; the guest is told that its request failed",
             labels.join(", "),
             self.unmap_timeout.as_millis()
         );
-        HostError { operation: "IOTLB invalidation", errno: Errno::TIMEDOUT.raw_os_error() }
+        HostError { operation: "telling a back-end", errno: Errno::TIMEDOUT.raw_os_error() }
     }
+}
+
+/// What unattached endpoints reach.
+fn of_unattached(bypass: bool) -> View {
+    if bypass { View::Identity } else { View::Nothing }
 }

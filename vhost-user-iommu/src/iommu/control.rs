@@ -6,8 +6,10 @@ use std::os::fd::OwnedFd;
 
 use viommu_core::EndpointId;
 
+use crate::config::Protocol;
 use crate::control::Controlled;
 use crate::control::protocol::{Code, EndpointStatus, Refusal, VFIO};
+use crate::orders::RelayHandle;
 
 use super::Iommu;
 
@@ -72,10 +74,11 @@ impl Iommu {
 
     fn kind(&self, endpoint: EndpointId) -> &'static str {
         let is_vfio = self.vfio.as_ref().is_some_and(|vfio| vfio.has(endpoint));
-        match self.invalidators.contains_key(&endpoint) {
-            true => "vhost-user",
-            false if is_vfio => VFIO,
-            false => "listed",
+        match self.relays.get(&endpoint).map(RelayHandle::protocol) {
+            Some(Protocol::VhostUser) => "vhost-user",
+            Some(Protocol::VfioUser(_)) => "vfio-user",
+            None if is_vfio => VFIO,
+            None => "listed",
         }
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The device as the threads of this process share it: one session with the VMM, and a relay for each vhost-user
-//! endpoint.
+//! The device as the threads of this process share it: one session with the VMM, and a relay for each endpoint
+//! that another process serves.
 //!
 //! Requests and other changes are made one at a time, by whoever holds the *turn*; INVALIDATEs that lie right behind each
 //! other in the ring are one change. The state itself is locked
@@ -32,7 +32,7 @@ use viommu_core::{
 };
 
 use crate::Config;
-use crate::orders::Invalidator;
+use crate::orders::{RelayHandle, View};
 use crate::sync::{Wake, lock};
 use crate::throttle::Throttle;
 use crate::vfio::Vfio;
@@ -50,8 +50,10 @@ pub struct Iommu {
     turn: Mutex<()>,
     state: Mutex<State>,
     account: Account,
-    /// How to reach the caches of the endpoints that have any.
-    invalidators: BTreeMap<EndpointId, Invalidator>,
+    /// How to reach those that serve endpoints in other processes.
+    relays: BTreeMap<EndpointId, RelayHandle>,
+    /// Whether one of them has to be told of mappings.
+    has_told: bool,
     labels: BTreeMap<EndpointId, String>,
     /// The physical devices, where there are any.
     vfio: Option<Vfio>,
@@ -78,7 +80,7 @@ impl Iommu {
     /// A configuration that the device cannot be made with.
     pub fn new(
         config: &Config,
-        invalidators: BTreeMap<EndpointId, Invalidator>,
+        relays: BTreeMap<EndpointId, RelayHandle>,
         vfio: Option<Vfio>,
         event_waits: Arc<Wake>,
     ) -> Result<Iommu, ConfigError> {
@@ -93,10 +95,11 @@ impl Iommu {
         };
         let iommu = Iommu {
             turn: Mutex::default(),
-            state: Mutex::new(State::new(device, invalidators.keys().copied())?),
+            state: Mutex::new(State::new(device, relays.keys().copied())?),
             account: Account::default(),
             labels: config.endpoints.iter().map(|endpoint| (endpoint.id, endpoint.label.clone())).collect(),
-            invalidators,
+            has_told: relays.values().any(RelayHandle::is_told),
+            relays,
             tender: Tender::of(vfio.iter().flat_map(Vfio::groups).map(|(endpoint, _)| endpoint)),
             watch: Watch::new(),
             vfio,
@@ -158,6 +161,7 @@ impl Iommu {
     pub fn connected(&self) {
         let _turn = self.turn();
         self.state().connected();
+        self.relays.values().for_each(RelayHandle::refresh);
         self.pass_answers_on();
         self.tender.wake();
     }
@@ -166,9 +170,7 @@ impl Iommu {
     pub fn disconnected(&self) {
         let _turn = self.turn();
         self.state().disconnected();
-        for invalidator in self.invalidators.values() {
-            invalidator.forget_all();
-        }
+        self.relays.values().for_each(RelayHandle::forget_all);
         self.pass_answers_on();
         self.release_devices();
         info!("VMM disconnected, endpoints are blocked; {}", self.account);
@@ -226,6 +228,11 @@ impl Iommu {
         translated.inspect_err(|fault| self.report(*fault))
     }
 
+    /// What `endpoint` reaches. If that is about to change, its relay is told to look again when it has.
+    pub fn view(&self, endpoint: EndpointId) -> View {
+        self.state().view(endpoint)
+    }
+
     /// Reports an access that was refused.
     pub fn report(&self, fault: Fault) {
         self.account.count_fault();
@@ -257,11 +264,14 @@ impl Iommu {
 
     /// The second and third step of a change that was begun in this turn.
     fn carry_out(&self, change: &Change) -> Reply {
+        self.state().set_under_way();
         let applied = self.apply(change);
         if applied.is_ok() {
             self.tell(change);
         }
-        let reply = self.state().finish(change, applied);
+        let concerned = if applied.is_err() { self.concerned(change) } else { Vec::new() };
+        let (reply, unsettled) = self.state().finish(change, applied);
+        self.put_right(concerned.into_iter().chain(unsettled).collect());
         // What was asked for under a table that is gone.
         self.pass_answers_on();
         if !matches!(
@@ -314,10 +324,7 @@ impl Iommu {
 
     /// The device has been reset, which has `blocked` these endpoints.
     fn forget(&self, blocked: &[EndpointId]) {
-        blocked
-            .iter()
-            .filter_map(|endpoint| self.invalidators.get(endpoint))
-            .for_each(Invalidator::forget_all);
+        blocked.iter().filter_map(|endpoint| self.relays.get(endpoint)).for_each(RelayHandle::forget_all);
         self.changes.log(|| format!("device reset; {}", self.account));
     }
 

@@ -7,8 +7,9 @@
 //! as long as every IOVA is also the GPA of some memory: so the aperture's holes are reserved.
 
 use log::{info, warn};
-use viommu_core::{IovaRange, REGIONS_MAX, ReservedKind, ReservedRegion};
+use viommu_core::{EndpointId, IovaRange, REGIONS_MAX, ReservedKind, ReservedRegion};
 
+use crate::config::Protocol;
 use crate::sync::lock;
 
 use super::Iommu;
@@ -24,7 +25,7 @@ impl Iommu {
             let of_host = self.vfio.as_ref().and_then(|vfio| vfio.iovas(endpoint));
             let (own_holes, msi) = match of_host {
                 Some((usable, msi)) => (holes(self.aperture, &usable, msi), msi),
-                None if self.invalidators.contains_key(&endpoint) => (memory_holes.clone(), self.msi_region),
+                None if self.is_taken_for_gpas(endpoint) => (memory_holes.clone(), self.msi_region),
                 None => (Vec::new(), self.msi_region),
             };
             let is_mapped = self.vfio.as_ref().is_some_and(|vfio| vfio.translates_interrupts(endpoint));
@@ -38,9 +39,14 @@ impl Iommu {
             }
         }
         drop(state);
-        if !self.invalidators.is_empty() {
+        if self.relays.keys().any(|endpoint| self.is_taken_for_gpas(*endpoint)) {
             *lock(&self.untold_holes) = memory_holes.iter().map(|hole| hole.range).collect();
         }
+    }
+
+    /// Whether a VMM takes IOVAs of the endpoint for GPAs.
+    fn is_taken_for_gpas(&self, endpoint: EndpointId) -> bool {
+        self.relays.get(&endpoint).is_some_and(|relay| relay.protocol() == Protocol::VhostUser)
     }
 
     /// Says which parts of the aperture are reserved, once: a VMM adds memory piece by piece, and only what the driver

@@ -21,13 +21,16 @@
 //!
 //! (1) Lingering, unless others were attached and linger from now on: then Blocked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use viommu_core::mapping::Mapping;
 use viommu_core::{
     Access, Change, ConfigError, Device, DeviceConfig, Domain, EndpointId, Extent, Fault, FaultReason,
     HostError, Iova, Lingering, Reply, Step,
 };
+
+use crate::orders::View;
 
 /// Where the translations of a relayed endpoint come from.
 #[derive(Clone, Debug)]
@@ -51,6 +54,10 @@ pub struct State {
     /// Physical devices have not followed the last reset yet.
     has_untold_reset: bool,
     serving: BTreeMap<EndpointId, Serving>,
+    /// Whether a change is being applied.
+    is_under_way: bool,
+    /// Endpoints that were looked at meanwhile.
+    unsettled: BTreeSet<EndpointId>,
 }
 
 impl State {
@@ -66,6 +73,8 @@ impl State {
             is_starting: false,
             has_untold_reset: false,
             serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
+            is_under_way: false,
+            unsettled: BTreeSet::new(),
         })
     }
 
@@ -100,12 +109,22 @@ impl State {
         step
     }
 
-    /// The last step of a change.
-    pub fn finish(&mut self, change: &Change, applied: Result<(), HostError>) -> Reply {
+    /// A change that was begun is going to be applied.
+    pub fn set_under_way(&mut self) {
+        self.is_under_way = true;
+    }
+
+    /// The last step of a change. Comes with the endpoints that were looked at since it was begun.
+    pub fn finish(
+        &mut self,
+        change: &Change,
+        applied: Result<(), HostError>,
+    ) -> (Reply, BTreeSet<EndpointId>) {
         if let (Change::Attach { endpoint, .. }, Ok(())) = (change, &applied) {
             self.move_endpoint(*endpoint, |_| Serving::Live);
         }
-        self.device.finish(applied)
+        self.is_under_way = false;
+        (self.device.finish(applied), std::mem::take(&mut self.unsettled))
     }
 
     /// The rings have been stopped, for whatever reason.
@@ -178,6 +197,29 @@ impl State {
         }
     }
 
+    /// All that `lookup` would allow an endpoint.
+    pub fn view(&mut self, endpoint: EndpointId) -> View {
+        if self.is_under_way {
+            self.unsettled.insert(endpoint);
+        }
+        match self.serving.get(&endpoint) {
+            _ if !self.is_connected => View::Nothing,
+            Some(Serving::Blocked) => View::Nothing,
+            Some(Serving::Lingering(domain)) => view_of(domain, |_| true),
+            Some(Serving::Live) | None => {
+                let domain = self.device.domain_of(endpoint).and_then(|id| self.device.domain(id));
+                let is_allowed = |iova, access| self.device.lookup(endpoint, Iova(iova), access).is_ok();
+                match domain {
+                    Some(domain) => {
+                        view_of(domain, |mapping| is_allowed(mapping.range.start(), mapping.target.access))
+                    }
+                    None if is_allowed(0, Access::READ) => View::Identity,
+                    None => View::Nothing,
+                }
+            }
+        }
+    }
+
     fn block_lingering(&mut self) -> Vec<EndpointId> {
         let lingering =
             self.serving.iter_mut().filter(|(_, serving)| matches!(serving, Serving::Lingering(_)));
@@ -194,4 +236,12 @@ impl State {
             *serving = to(serving.clone());
         }
     }
+}
+
+/// What a domain's endpoints reach of it.
+fn view_of(domain: &Domain, is_allowed: impl Fn(&Mapping) -> bool) -> View {
+    if domain.is_bypass() {
+        return View::Identity;
+    }
+    View::Mappings(domain.mappings().filter(is_allowed).collect())
 }

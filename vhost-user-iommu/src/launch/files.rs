@@ -74,7 +74,7 @@ impl Passed {
 pub fn devices(config: &Config) -> impl Iterator<Item = (File, &str, &VfioDevice)> {
     config.endpoints.iter().enumerate().filter_map(|(at, endpoint)| match &endpoint.kind {
         EndpointKind::Vfio { device, .. } => Some((File::Device(at), endpoint.label.as_str(), device)),
-        EndpointKind::Listed | EndpointKind::VhostUser { .. } => None,
+        EndpointKind::Listed | EndpointKind::VhostUser { .. } | EndpointKind::VfioUser { .. } => None,
     })
 }
 

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A Unix socket that carries [`Message`]s without ever blocking its owner.
+//! A Unix socket that carries messages without ever blocking its owner.
 //!
 //! It polls nothing by itself: the owner waits for the file descriptor, then calls [`Channel::receive`] until there
 //! is no message, and [`Channel::flush`] while [`Channel::wants_write`]. It makes no difference between front-end
 //! and back-end and checks no reply against its request.
 //!
-//! Read first: "Message Specification" in `vhost-user.rst`; `unix(7)` on ancillary data.
+//! Read first: "Message Specification" in `vhost-user.rst`, "Header" in `vfio-user.rst`; `unix(7)` on ancillary data.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -21,15 +22,37 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use thiserror::Error;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{FDS_MAX, Flags, Message, PAYLOAD_LEN_MAX};
+use super::{FDS_MAX, Message, PAYLOAD_LEN_MAX};
 
 /// Most messages that wait to be sent: a peer that reads nothing costs no more than this.
 pub const QUEUED_MESSAGES_MAX: usize = 256;
 
-/// Most bytes that wait to be sent.
+/// Most bytes of vhost-user messages that wait to be sent.
 pub const QUEUED_LEN_MAX: usize = 64 * 1024;
+
+/// What a [`Channel`] carries: messages of a header that tells their length, and what follows it.
+pub trait Frame: Sized {
+    /// Bytes of the header.
+    const HEADER_LEN: usize;
+    /// Most bytes that wait to be sent.
+    const QUEUED_LEN_MAX: usize;
+
+    /// Bytes of the whole message, at least those of its header.
+    ///
+    /// # Errors
+    /// No message begins with this header, or it is too long.
+    fn len_of(header: &[u8]) -> Result<usize, ChannelError>;
+
+    /// The message of these bytes, which are as many as its header tells.
+    fn from_parts(bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Self;
+
+    /// Its bytes and file descriptors.
+    ///
+    /// # Errors
+    /// It is too long.
+    fn into_parts(self) -> Result<(Vec<u8>, Vec<OwnedFd>), ChannelError>;
+}
 
 /// Why a channel cannot go on, or did not take a message. After any error of [`Channel::receive`] or
 /// [`Channel::flush`] the conversation is over.
@@ -60,11 +83,21 @@ pub enum ChannelError {
         /// Bytes of payload.
         size: usize,
     },
+    /// A header that no vfio-user message has.
+    #[error("command {command}: no message of {size} bytes has the flags {flags:#x}")]
+    BadHeader {
+        /// The message's command.
+        command: u16,
+        /// Bytes that it announces.
+        size: u32,
+        /// Its flags.
+        flags: u32,
+    },
     /// A message with more than [`FDS_MAX`] file descriptors, or one whose file descriptors this process could not
     /// take: the kernel does not say which.
     #[error("more than {FDS_MAX} file descriptors in a message, or no room for them in this process")]
     TooManyFds,
-    /// [`QUEUED_MESSAGES_MAX`] or [`QUEUED_LEN_MAX`] is reached: the peer does not read.
+    /// [`QUEUED_MESSAGES_MAX`] or [`Frame::QUEUED_LEN_MAX`] is reached: the peer does not read.
     #[error("the peer does not read: {messages} messages of {bytes} bytes wait to be sent")]
     QueueFull {
         /// Messages that wait.
@@ -77,23 +110,14 @@ pub enum ChannelError {
     Io(#[from] Errno),
 }
 
-/// The header of a message, in native byte order.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct Header {
-    request: u32,
-    flags: u32,
-    size: u32,
-}
-const _: () = assert!(size_of::<Header>() == 12);
-
-/// One end of a vhost-user connection.
+/// One end of a connection.
 #[derive(Debug)]
-pub struct Channel {
+pub struct Channel<M = Message> {
     socket: UnixStream,
     incoming: Incoming,
     outgoing: VecDeque<Outgoing>,
     outgoing_len: usize,
+    carries: PhantomData<M>,
 }
 
 /// The message that is being received: its bytes up to now, and what came with them.
@@ -111,10 +135,11 @@ struct Outgoing {
     fds: Vec<OwnedFd>,
 }
 
-impl Channel {
+impl<M: Frame> Channel<M> {
     /// A channel over a connected socket. The socket's own blocking mode is neither used nor changed.
     pub fn new(socket: UnixStream) -> Self {
-        Self { socket, incoming: Incoming::default(), outgoing: VecDeque::new(), outgoing_len: 0 }
+        let (incoming, outgoing) = (Incoming::default(), VecDeque::new());
+        Self { socket, incoming, outgoing, outgoing_len: 0, carries: PhantomData }
     }
 
     /// The next message, or nothing as long as it has not come whole. Never waits.
@@ -122,7 +147,7 @@ impl Channel {
     /// # Errors
     /// The peer is gone, the socket failed, or what came is no message; file descriptors that came with it are
     /// closed.
-    pub fn receive(&mut self) -> Result<Option<Message>, ChannelError> {
+    pub fn receive(&mut self) -> Result<Option<M>, ChannelError> {
         let received = self.receive_message();
         if received.is_err() {
             self.incoming.fds.clear();
@@ -134,21 +159,15 @@ impl Channel {
     ///
     /// # Errors
     /// The message is over one of the limits; it is dropped, and the channel is as it was.
-    pub fn queue(&mut self, message: Message) -> Result<(), ChannelError> {
-        let Message { request, flags, payload, fds } = message;
-        let size = payload.len();
-        if size > PAYLOAD_LEN_MAX {
-            return Err(ChannelError::TooLong { request, size });
-        }
+    pub fn queue(&mut self, message: M) -> Result<(), ChannelError> {
+        let (bytes, fds) = message.into_parts()?;
         if fds.len() > FDS_MAX {
             return Err(ChannelError::TooManyFds);
         }
-        let bytes_waiting = self.outgoing_len + size_of::<Header>() + size;
-        if self.outgoing.len() >= QUEUED_MESSAGES_MAX || bytes_waiting > QUEUED_LEN_MAX {
+        let bytes_waiting = self.outgoing_len + bytes.len();
+        if self.outgoing.len() >= QUEUED_MESSAGES_MAX || bytes_waiting > M::QUEUED_LEN_MAX {
             return Err(ChannelError::QueueFull { messages: self.outgoing.len(), bytes: self.outgoing_len });
         }
-        let header = Header { request, flags: flags.0, size: size as u32 };
-        let bytes = [header.as_bytes(), &payload].concat();
         self.outgoing.push_back(Outgoing { bytes, sent: 0, fds });
         self.outgoing_len = bytes_waiting;
         Ok(())
@@ -176,11 +195,17 @@ impl Channel {
         !self.outgoing.is_empty()
     }
 
-    fn receive_message(&mut self) -> Result<Option<Message>, ChannelError> {
+    /// Whether less than half of what may wait to be sent does: an owner that would answer with more goes on then.
+    pub fn has_room(&self) -> bool {
+        self.outgoing.len() < QUEUED_MESSAGES_MAX / 2 && self.outgoing_len < M::QUEUED_LEN_MAX / 2
+    }
+
+    fn receive_message(&mut self) -> Result<Option<M>, ChannelError> {
         loop {
-            let missing = self.incoming.missing()?;
+            let missing = self.incoming.missing::<M>()?;
             if missing == 0 {
-                return Ok(Some(self.incoming.take()));
+                let Incoming { bytes, fds } = std::mem::take(&mut self.incoming);
+                return Ok(Some(M::from_parts(bytes, fds)));
             }
             if !self.incoming.read(self.socket.as_fd(), missing)? {
                 return Ok(None);
@@ -189,31 +214,20 @@ impl Channel {
     }
 }
 
-impl AsFd for Channel {
+impl<M> AsFd for Channel<M> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
 impl Incoming {
-    fn header(&self) -> Option<Header> {
-        Header::read_from_prefix(&self.bytes).ok().map(|(header, _)| header)
-    }
-
     /// How many bytes of the header or, after it, of the whole message are missing. Refuses a header that cannot
     /// be served.
-    fn missing(&self) -> Result<usize, ChannelError> {
-        let Some(Header { request, flags, size }) = self.header() else {
-            return Ok(size_of::<Header>() - self.bytes.len());
-        };
-        let size = size as usize;
-        if !Flags(flags).has_known_version() {
-            return Err(ChannelError::BadVersion { request, flags });
+    fn missing<M: Frame>(&self) -> Result<usize, ChannelError> {
+        match self.bytes.split_at_checked(M::HEADER_LEN) {
+            None => Ok(M::HEADER_LEN - self.bytes.len()),
+            Some((header, rest)) => Ok((M::len_of(header)? - M::HEADER_LEN) - rest.len()),
         }
-        if size > PAYLOAD_LEN_MAX {
-            return Err(ChannelError::TooLong { request, size });
-        }
-        Ok(size_of::<Header>() + size - self.bytes.len())
     }
 
     /// Reads up to `missing` bytes, and never more: so what arrives with them belongs to this message. False when
@@ -250,14 +264,6 @@ impl Incoming {
             0 => ChannelError::Disconnected,
             received => ChannelError::Truncated { received },
         }
-    }
-
-    /// The message, of which nothing is missing.
-    fn take(&mut self) -> Message {
-        let Incoming { mut bytes, fds } = std::mem::take(self);
-        let (request, flags) = Header::read_from_prefix(&bytes).map_or((0, 0), |(h, _)| (h.request, h.flags));
-        bytes.drain(..size_of::<Header>());
-        Message { request, flags: Flags(flags), payload: bytes, fds }
     }
 }
 

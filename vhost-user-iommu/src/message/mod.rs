@@ -22,7 +22,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-pub use channel::{Channel, ChannelError, QUEUED_LEN_MAX, QUEUED_MESSAGES_MAX};
+pub use channel::{Channel, ChannelError, Frame, QUEUED_LEN_MAX, QUEUED_MESSAGES_MAX};
 pub use payload::{
     Access, Config, ConfigHeader, IotlbKind, IotlbMessage, MemoryRegion, MemoryTableHeader, SingleRegion,
     VringAddress, VringFd, VringState, memory_table, memory_table_payload,
@@ -139,4 +139,51 @@ impl Message {
     fn payload_error(&self, expected: usize) -> PayloadError {
         PayloadError { request: self.request, expected, found: self.payload.len() }
     }
+}
+
+/// The header of a message, in native byte order.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct Header {
+    request: u32,
+    flags: u32,
+    size: u32,
+}
+const _: () = assert!(size_of::<Header>() == 12);
+
+impl Frame for Message {
+    const HEADER_LEN: usize = size_of::<Header>();
+    const QUEUED_LEN_MAX: usize = QUEUED_LEN_MAX;
+
+    fn len_of(header: &[u8]) -> Result<usize, ChannelError> {
+        let (Header { request, flags, size }, _) = header_of(header);
+        let size = size as usize;
+        if !Flags(flags).has_known_version() {
+            return Err(ChannelError::BadVersion { request, flags });
+        }
+        if size > PAYLOAD_LEN_MAX {
+            return Err(ChannelError::TooLong { request, size });
+        }
+        Ok(Self::HEADER_LEN + size)
+    }
+
+    fn from_parts(bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Self {
+        let (Header { request, flags, .. }, payload) = header_of(&bytes);
+        Self { request, flags: Flags(flags), payload: payload.to_vec(), fds }
+    }
+
+    fn into_parts(self) -> Result<(Vec<u8>, Vec<OwnedFd>), ChannelError> {
+        let Self { request, flags, payload, fds } = self;
+        let size = payload.len();
+        if size > PAYLOAD_LEN_MAX {
+            return Err(ChannelError::TooLong { request, size });
+        }
+        let header = Header { request, flags: flags.0, size: size as u32 };
+        Ok(([header.as_bytes(), &payload].concat(), fds))
+    }
+}
+
+/// The header that a message begins with, and what follows it.
+fn header_of(bytes: &[u8]) -> (Header, &[u8]) {
+    Header::read_from_prefix(bytes).unwrap_or((Header { request: 0, flags: 0, size: 0 }, &[]))
 }

@@ -111,7 +111,7 @@ fn channels_carry_a_message_with_as_many_fds_as_the_limit_allows() {
     sender.queue(message).unwrap();
     sender.flush().unwrap();
     assert!(!sender.wants_write());
-    let message = receiver.receive().unwrap().unwrap();
+    let message: Message = receiver.receive().unwrap().unwrap();
     assert_eq!((message.payload.len(), message.fds.len()), (PAYLOAD_LEN_MAX, FDS_MAX));
     assert_eq!(open_fds(), FDS_MAX, "the sender's are closed, the receiver's are open");
     drop(message);
@@ -131,7 +131,7 @@ fn a_sender_that_is_stopped_in_the_middle_sends_the_rest_and_the_fds_once() {
     sender.flush().unwrap();
     assert!(sender.wants_write(), "the socket took everything: the buffer is too large for this test");
     for number in 0..12u8 {
-        let message = loop {
+        let message: Message = loop {
             match receiver.receive().unwrap() {
                 Some(message) => break message,
                 None => sender.flush().unwrap(),

@@ -15,7 +15,7 @@ use crate::message::{self, FrontendRequest, IotlbKind, IotlbMessage, Message};
 
 use super::conversation::{Conversation, Failure};
 use super::memory_table::Placed;
-use crate::orders::{Completion, Order};
+use crate::orders::{Completion, Order, Work};
 
 /// An answer that the back-end has not given yet.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Conversation<'_> {
                 // Whoever waits would wait in vain for a second time, with the guest's processor standing still.
                 order.completion.fail(Errno::TIMEDOUT);
             } else {
-                self.invalidate(order)?;
+                self.carry_out(order)?;
             }
         }
         Ok(())
@@ -67,15 +67,24 @@ impl Conversation<'_> {
 
     /// Has the back-end forget everything, without waiting.
     pub(super) fn forget_all(&mut self) -> Result<(), Failure> {
-        self.invalidate(Order::unobserved(IovaRange::ALL))
+        self.carry_out(Order::unobserved(Work::Forget(IovaRange::ALL)))
+    }
+
+    /// A back-end asks for what it is allowed when it needs it, so there is only something to forget.
+    fn carry_out(&mut self, order: Order) -> Result<(), Failure> {
+        match order.work {
+            Work::Forget(range) => self.invalidate(range, order),
+            Work::Enter(_) => self.invalidate(IovaRange::ALL, order),
+            Work::Learn(_) | Work::Refresh => Ok(()),
+        }
     }
 
     /// A back-end that has no channel for misses, or not been told to translate, knows of nothing.
-    fn invalidate(&mut self, order: Order) -> Result<(), Failure> {
+    fn invalidate(&mut self, range: IovaRange, order: Order) -> Result<(), Failure> {
         if !self.is_translating || !self.has_channel() {
             return Ok(());
         }
-        let Order { range, since, completion } = order;
+        let Order { since, completion, .. } = order;
         let completion = Rc::new(completion);
         for (iova, size) in pieces(range) {
             self.owe(Owed::Invalidate { since, completion: completion.clone() })?;

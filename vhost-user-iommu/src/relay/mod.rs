@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Relays: each sits between the VMM and the vhost-user back-end of another device, and is that device's IOMMU.
+//! Relays: each sits between the VMM and the process that serves another device, and is that device's IOMMU. This is what
+//! all of them have in common, and the ones for vhost-user; [`vfio_user`] has the others.
 //!
 //! Everything the two say to each other passes through, except what has to do with addresses. Towards the VMM a
-//! relay offers what makes it present the device to the guest as one behind an IOMMU. Towards the back-end it is a
-//! front-end with an IOTLB: it answers misses, sends invalidations, and turns ring addresses back into IOVAs.
+//! relay offers what makes it present the device to the guest as one behind an IOMMU. Towards a
+//! vhost-user back-end it is a front-end with an IOTLB: it answers misses, sends invalidations, and turns ring addresses back into IOVAs.
 //!
-//! A relay never looks at guest memory: addresses are keys into the memory table, nothing more.
+//! A vhost-user relay never looks at guest memory: addresses are keys into the memory table, nothing more.
 
 mod back_side;
 pub mod conversation;
 mod front_side;
 mod iotlb;
-mod leave;
+pub(crate) mod leave;
 mod memory_table;
 mod messages;
 mod rings;
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -28,11 +30,13 @@ use log::{error, info};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use viommu_core::EndpointId;
+use viommu_core::{EndpointId, IovaRange};
 
+use crate::config::Protocol;
 use crate::iommu::Iommu;
 use crate::orders::Orders;
 use crate::throttle::Throttle;
+use crate::vfio_user;
 
 use conversation::{Conversation, End};
 
@@ -43,10 +47,16 @@ pub struct Relay {
     pub endpoint: EndpointId,
     /// How the user calls it.
     pub label: String,
-    /// Where the device's own back-end listens.
+    /// What both sides speak.
+    pub protocol: Protocol,
+    /// Where the device's own back-end, or server, listens.
     pub backend: PathBuf,
     /// What translates.
     pub iommu: Arc<Iommu>,
+    /// The page sizes of mappings.
+    pub page_size_mask: u64,
+    /// The IOVAs of mappings.
+    pub aperture: IovaRange,
     /// How long an invalidation may go unacknowledged.
     pub unmap_timeout: Duration,
     /// For what a back-end can repeat.
@@ -99,16 +109,29 @@ impl Relay {
             }
         };
         info!("endpoint {label}: VMM connected");
-        let mut conversation = match Conversation::new(self, front, back) {
-            Ok(conversation) => conversation,
-            Err(error) => return error!("endpoint {label}: {error}"),
-        };
-        match conversation.run(orders) {
+        match self.protocol {
+            Protocol::VhostUser => match Conversation::new(self, front, back) {
+                Ok(mut conversation) => {
+                    self.tell_end(conversation.run(orders));
+                    conversation.take_leave(orders);
+                }
+                Err(error) => error!("endpoint {label}: {error}"),
+            },
+            Protocol::VfioUser(dma) => {
+                let mut conversation = vfio_user::Conversation::new(self, dma, front, back);
+                self.tell_end(conversation.run(orders));
+                conversation.take_leave(orders);
+            }
+        }
+    }
+
+    fn tell_end(&self, end: Result<End, impl Display>) {
+        let label = &self.label;
+        match end {
             Ok(End::Front) => info!("endpoint {label}: VMM disconnected"),
             Ok(End::Back) => error!("endpoint {label}: the back-end disconnected; the VMM loses the device"),
             Err(error) => error!("endpoint {label}: {error}; the connection ends"),
         }
-        conversation.take_leave(orders);
     }
 }
 

@@ -14,6 +14,7 @@
 //!   │ viommu-core   Device: begin, finish, lookup      no fd, thread, clock        │
 //!   │     │ Change                                                                 │
 //!   │ relay/     between the VMM and another device's back-end: its IOTLB          │
+//!   │ vfio_user/ the same for vfio-user servers: their mappings, or each access    │
 //!   │ vfio/      files of physical devices, shared with the VMM                    │
 //!   │     │                                                                        │
 //!   │ viommu-nested   shadow: domains as address spaces of /dev/iommu              │
@@ -32,7 +33,8 @@
 //!    having changed nothing but this: what the change will take away is refused from now on.
 //! 5. `iommu/apply` has the change **applied**: every relay concerned sends its back-end an invalidation and waits,
 //!    for a bounded time, for the acknowledgement. The device is not locked meanwhile, so that all relays go on
-//!    answering misses, also of the back-end that is waited for. Then the address spaces of physical devices are
+//!    answering misses, also of the back-end that is waited for. A vfio-user server that maps memory is told of mappings
+//!    as well, and waited for. Then the address spaces of physical devices are
 //!    changed, by one call of the kernel's.
 //! 6. [`Device::finish`](crate::Device::finish) **commits**, which cannot fail, or drops the change if a back-end or the
 //!    kernel failed: then everything translates as before, and the guest gets an error status.
@@ -53,6 +55,9 @@
 //! relay has one, and one looks after physical devices; in table mode one waits for what the host has to tell of tables. Locks are taken in the order *turn*, then the address spaces,
 //! then *state*; nobody waits for anybody with the state locked, and no relay ever takes the turn.
 //!
+//! **Invariant:** what a server maps is told by one thread in the order of the changes, and what it was told while a change
+//! was under way is looked up again when that is over.
+//!
 //! **Invariant:** what a back-end may cache is decided and sent by the thread that also sends it invalidations, in
 //! that order. So an entry is either sent before the invalidation that takes it away, or refused.
 //!
@@ -65,7 +70,8 @@
 //! The guest is hostile: every byte it writes. The VMM is trusted with the guest's memory, but may be wrong: a
 //! malformed message ends its connection with a log line, never the process. A back-end behind a relay is trusted as
 //! far as it honours its IOTLB: it maps all of guest memory, as vhost-user has it, and it is the IOTLB that keeps it
-//! to what the guest allows.
+//! to what the guest allows. The same is true of a vfio-user server that maps memory. One that asks by messages
+//! (`dma=message`) is hostile, too: it has no file descriptor of memory, and every access is checked.
 //!
 //! Whoever has a duplicate of an iommufd can destroy what is in it, and attach its devices: the VMM is trusted with the
 //! devices of its own guest. The guest's requests reach the kernel only as ranges that the device has checked.

@@ -18,6 +18,44 @@
 //!   (`--guest-memory`), and the holes of that are reserved regions.
 //! - Protocol features that would move memory, addresses or file descriptors past the relay stay hidden.
 //!
+//! # vfio-user endpoints
+//!
+//! A relay listens where the VMM looks for the device's server (`vfio-user=`), and connects to the real one (`server=`).
+//! What has to do with the device passes: regions, interrupts, resets, with their file descriptors. What has to do with
+//! memory ends at the relay. The VMM's DMA_MAP and DMA_UNMAP say which guest memory there is for this device, at GPAs; at
+//! most 1024 regions are kept. In their place the server gets mappings of IOVAs, as follows.
+//!
+//! | the guest's               | with `dma=shared`                                   | with `dma=message`              |
+//! |---------------------------|-----------------------------------------------------|---------------------------------|
+//! | MAP                       | DMA_MAP with the memory's file, offset and rights   | nothing                         |
+//! | UNMAP                     | DMA_UNMAP, for each mapping that the server has     | nothing; no access is under way |
+//! | ATTACH                    | DMA_UNMAP of what differs, DMA_MAP of what is new   | nothing; the same               |
+//! | bypass domain, bypass     | DMA_MAP of each region of the VMM                   | nothing                         |
+//! | an access                 | is the server's own                                 | DMA_READ or DMA_WRITE, checked  |
+//! | a refused access          | only where the server asks by a message: an event   | an event                        |
+//!
+//! **Shared memory.** A request waits until the server has acknowledged what it is told: what succeeds is done. A server
+//! holds 65535 mappings, or fewer if it says so in its `max_dma_maps`; a MAP or ATTACH that needs more is refused with
+//! NOMEM. Whoever has the file of guest memory can map all of it, and to write where the mapping is to be read only: the
+//! protocol hands over whole files, and no mapping of another process can be taken back. So the server is trusted to keep
+//! to what it is told.
+//!
+//! **Messages.** The server gets no file. At the start it is told, without one, that it may ask for all of the aperture
+//! and of memory: that is what libraries need to ask at all. One of libvfio-user takes 8 TiB by default: give it
+//! `--aperture 0-0x7ffffffffff`. Each access, of 1 MiB at most, is translated when it comes, page by page. It is done as a
+//! whole or, if a part of it is not allowed or no memory is there, refused as a whole, and the guest gets an event. Rights
+//! are kept exactly, and no request of the guest waits for the server. The memory is that of the VMM's DMA_MAP: the memory
+//! table of the IOMMU's own session comes only when the guest's driver starts, which is after the firmware. Memory that the
+//! VMM gives without a file (QEMU: ROM) is not reached by messages.
+//!
+//! **The version.** The relay answers for memory: it takes 32 file descriptors and 1 MiB of data in a message. Of the
+//! server's capabilities the VMM gets `max_msg_fds`, `max_data_xfer_size` and `write_multiple`. `twin_socket` and
+//! `migration` are not proposed, and DEVICE_FEATURE is refused: dirty pages would be those of IOVAs. A server whose
+//! `pgsizes` are above the granule refuses small mappings (SPDK takes 2 MiB and up); the log names `--granule`.
+//!
+//! **Life.** The device comes to life when the VMM connects, when it is reset, and when it becomes a bus master by its
+//! command register, which is what firmware and drivers do first.
+//!
 //! # Physical devices
 //!
 //! The VMM and the daemon have the same files open: `/dev/iommu`, and the VFIO cdev of each device. `launch` opens them
@@ -65,7 +103,7 @@
 //!
 //! A guest that shuts down or reboots resets its IOMMU before its disks, which may be writing still. So a reset
 //! empties the device at once, but an endpoint that was attached *lingers*: it keeps its last address space until it
-//! is attached again, or restarts itself (its rings are set up anew). Until then its IOVAs are never taken for GPAs. A
+//! is attached again, or restarts itself (its rings are set up anew; a vfio-user device: see above). Until then its IOVAs are never taken for GPAs. A
 //! second reset that leaves others lingering ends that, too: the endpoint is blocked then. So the address spaces of one
 //! reset can be held beside those that the limits allow, and no more.
 //!
@@ -96,6 +134,13 @@
 //! mapping stays, and the log says so: Linux does not look at the status of an UNMAP, so whoever runs the guest should
 //! look at the log. Until that back-end answers, further requests that need it fail at once. A back-end that
 //! disconnects has nothing cached any more; the VMM loses the device.
+//!
+//! A vfio-user server that maps memory is told, too, and has as long for each answer. One that gives none, or a wrong one,
+//! or says what no server says, is *blocked*: both its connections end, and it is told of nothing more. The request at
+//! hand fails with DEVERR, at most twice `--unmap-timeout` after it came, the second time being for what others were told
+//! of it. While a blocked server has not closed its connection, it counts as holding what it was last told: an UNMAP of
+//! that fails at once, other requests go on without it. A MAP that it refuses fails for the whole domain; it is not blocked
+//! for that. A server that asks by messages can delay nobody.
 //!
 //! When the VMM leaves a device, its back-end counts as holding what it has cached until it has closed its connection
 //! too. One that stays makes requests that need it fail, and no other VMM gets the device: end it.
