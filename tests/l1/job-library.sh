@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-# What a job in the arm64 host can call.
+# What a job in a host under test can call.
 
 # pci_functions VENDOR:DEVICE: the addresses of all such functions; the ids as `lspci -n` shows them.
 pci_functions() {

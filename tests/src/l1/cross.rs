@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Builds static arm64 programs of this workspace, for the host that the tests boot.
+//! Builds static programs of this workspace, for the hosts that the tests boot: for arm64, if nothing else is said.
 //!
 //! It installs nothing. To read first: the Rust platform support page of the target.
 
@@ -9,15 +9,17 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// Its programs need no files beside themselves.
+/// The target of what is built for arm64; its programs need no files beside themselves.
 pub const TARGET: &str = "aarch64-unknown-linux-musl";
+/// The same for x86-64.
+pub const TARGET_X86_64: &str = "x86_64-unknown-linux-musl";
 
 /// Builds this program, a little optimised, and says where it is.
 ///
 /// # Errors
-/// The toolchain has no standard library for [`TARGET`], or the program does not build: with what the compiler said.
+/// The toolchain has no standard library for the target, or the program does not build: with what the compiler said.
 pub fn build(package: &str, program: &str) -> Result<PathBuf> {
-    cargo(&["build", "--package", package, "--bin", program], program)
+    cargo(TARGET, &["build", "--package", package, "--bin", program], program)
 }
 
 /// Builds an example of this package.
@@ -25,7 +27,7 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_example(package: &str, example: &str) -> Result<PathBuf> {
-    cargo(&["build", "--package", package, "--example", example], example)
+    cargo(TARGET, &["build", "--package", package, "--example", example], example)
 }
 
 /// Builds this program as users have it, with optimisation.
@@ -33,7 +35,7 @@ pub fn build_example(package: &str, example: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_release(package: &str, program: &str) -> Result<PathBuf> {
-    cargo(&["build", "--release", "--package", package, "--bin", program], program)
+    cargo(TARGET, &["build", "--release", "--package", package, "--bin", program], program)
 }
 
 /// The same with these features, be they of another package as in `package/feature`.
@@ -42,7 +44,7 @@ pub fn build_release(package: &str, program: &str) -> Result<PathBuf> {
 /// As [`build`].
 pub fn build_release_with(package: &str, program: &str, features: &str) -> Result<PathBuf> {
     let arguments = ["build", "--release", "--package", package, "--bin", program, "--features", features];
-    cargo(&arguments, program)
+    cargo(TARGET, &arguments, program)
 }
 
 /// Builds the program of a benchmark of this package, with optimisation, which has to have these features.
@@ -50,7 +52,11 @@ pub fn build_release_with(package: &str, program: &str, features: &str) -> Resul
 /// # Errors
 /// As [`build`].
 pub fn build_bench(package: &str, bench: &str, features: &str) -> Result<PathBuf> {
-    cargo(&["bench", "--no-run", "--package", package, "--bench", bench, "--features", features], bench)
+    cargo(
+        TARGET,
+        &["bench", "--no-run", "--package", package, "--bench", bench, "--features", features],
+        bench,
+    )
 }
 
 /// Builds the program of an integration test of this package, which has to have these features.
@@ -58,21 +64,39 @@ pub fn build_bench(package: &str, bench: &str, features: &str) -> Result<PathBuf
 /// # Errors
 /// As [`build`].
 pub fn build_test(package: &str, test: &str, features: &str) -> Result<PathBuf> {
-    cargo(&["test", "--no-run", "--package", package, "--test", test, "--features", features], test)
+    cargo(TARGET, &["test", "--no-run", "--package", package, "--test", test, "--features", features], test)
+}
+
+/// [`build`] for x86-64.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_for_x86_64(package: &str, program: &str) -> Result<PathBuf> {
+    cargo(TARGET_X86_64, &["build", "--package", package, "--bin", program], program)
+}
+
+/// [`build_test`] for x86-64.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_test_for_x86_64(package: &str, test: &str, features: &str) -> Result<PathBuf> {
+    let arguments = ["test", "--no-run", "--package", package, "--test", test, "--features", features];
+    cargo(TARGET_X86_64, &arguments, test)
 }
 
 /// Where the program of this name is, which these arguments have cargo build.
-fn cargo(arguments: &[&str], name: &str) -> Result<PathBuf> {
-    ensure_target()?;
+fn cargo(target: &str, arguments: &[&str], name: &str) -> Result<PathBuf> {
+    ensure_target(target)?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     // Not where the tests' own programs are: cargo makes one build of a folder wait for the other.
     let folder = root.join("target/l1");
     let output = Command::new(env!("CARGO"))
         .current_dir(root)
         .args(arguments)
-        .args(["--locked", "--quiet", "--target", TARGET, "--message-format", "json-render-diagnostics"])
+        .args(["--locked", "--quiet", "--target", target, "--message-format", "json-render-diagnostics"])
         // The linker of the toolchain itself: none for arm64 has to be installed.
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
         .env("CARGO_TARGET_DIR", &folder)
         // It is unpacked into the host's memory.
         .env("CARGO_PROFILE_DEV_DEBUG", "none")
@@ -87,7 +111,7 @@ fn cargo(arguments: &[&str], name: &str) -> Result<PathBuf> {
         .output()
         .context("starting cargo")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cargo {arguments:?} does not build for {TARGET}:\n{said}");
+    ensure!(output.status.success(), "cargo {arguments:?} does not build for {target}:\n{said}");
     let built = String::from_utf8(output.stdout)?;
     // A package's programs are built for its tests, too.
     let mut lines = built.lines().filter(|line| line.contains(&format!("\"name\":\"{name}\"")));
@@ -98,16 +122,16 @@ fn cargo(arguments: &[&str], name: &str) -> Result<PathBuf> {
 }
 
 /// A toolchain names a folder for each target that it knows; it is there for those whose standard library it has.
-fn ensure_target() -> Result<()> {
+fn ensure_target(target: &str) -> Result<()> {
     let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        .args(["--print", "target-libdir", "--target", TARGET])
+        .args(["--print", "target-libdir", "--target", target])
         .stderr(Stdio::inherit())
         .output()
         .context("starting rustc")?;
     let folder = String::from_utf8(output.stdout)?;
     ensure!(
         Path::new(folder.trim()).is_dir(),
-        "this Rust toolchain cannot build for {TARGET}: run `rustup target add {TARGET}`"
+        "this Rust toolchain cannot build for {target}: run `rustup target add {target}`"
     );
     Ok(())
 }

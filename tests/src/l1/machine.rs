@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Describes an arm64 host and starts it: QEMU's `virt` machine with an SMMUv3, a GICv3 and a processor with EL2.
+//! Describes a host and starts it: which machine, what runs in it, and what came of that.
 //!
-//! It adds no device by itself. To read first: QEMU's `docs/system/arm/virt.rst`.
+//! It adds no device by itself but the IOMMU. To read first: `tests/l1/init`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -13,19 +13,19 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Archive, RunningGuest};
 
-use super::testbed::Testbed;
-use super::{acpi, iort, qtest::Qtest};
-
-/// On the serial line: the kernel only when it dies, since its lines would end up within those of the job.
-const KERNEL_ARGS: &str = "console=ttyAMA0 loglevel=1 panic=-1";
+use super::board::Board;
+use super::testbed::{Testbed, VtdTestbed};
 
 const INIT: &str = include_str!("../../l1/init");
 const JOB_LIBRARY: &str = include_str!("../../l1/job-library.sh");
 
-/// An arm64 host to be started.
+/// A host to be started.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    testbed: Testbed,
+    board: Board,
+    qemu: PathBuf,
+    kernel: PathBuf,
+    busybox: PathBuf,
     job: String,
     programs: Vec<(String, PathBuf)>,
     memory_mib: u32,
@@ -45,10 +45,24 @@ pub struct Report {
 }
 
 impl Machine {
-    /// A host with 1 GiB, two CPUs and an empty job.
+    /// An arm64 host with 1 GiB, two CPUs and an empty job.
     pub fn new(testbed: &Testbed) -> Self {
+        let board = Board::Virt { firmware: testbed.firmware.clone() };
+        Self::of(board, [&testbed.qemu, &testbed.kernel, &testbed.busybox])
+    }
+
+    /// The same for x86-64, with VT-d.
+    pub fn with_vtd(testbed: &VtdTestbed) -> Self {
+        Self::of(Board::Q35, [&testbed.qemu, &testbed.kernel, &testbed.busybox])
+    }
+
+    fn of(board: Board, pieces: [&PathBuf; 3]) -> Self {
+        let [qemu, kernel, busybox] = pieces.map(Clone::clone);
         Self {
-            testbed: testbed.clone(),
+            board,
+            qemu,
+            kernel,
+            busybox,
             job: String::new(),
             programs: Vec::new(),
             memory_mib: 1024,
@@ -136,12 +150,13 @@ impl Machine {
     pub fn spawn(&self) -> Result<RunningGuest> {
         let folder = tempfile::Builder::new().prefix("l1-").tempdir().context("making the host's folder")?;
         let initrd = folder.path().join("initrd");
-        fs::write(&initrd, [self.table_override()?, self.initramfs()?].concat())?;
         let mut arguments = self.machine_arguments();
+        let tables = self.board.table_override(&self.qemu, &arguments)?;
+        fs::write(&initrd, [tables, self.initramfs()?].concat())?;
         for (option, value) in [
-            ("-kernel", self.testbed.kernel.as_os_str()),
+            ("-kernel", self.kernel.as_os_str()),
             ("-initrd", initrd.as_os_str()),
-            ("-append", KERNEL_ARGS.as_ref()),
+            ("-append", self.board.kernel_arguments().as_ref()),
             ("-serial", "stdio".as_ref()),
             ("-display", "none".as_ref()),
         ] {
@@ -149,13 +164,7 @@ impl Machine {
         }
         arguments.extend(["-nodefaults".into(), "-no-reboot".into()]);
         arguments.extend_from_slice(&self.arguments);
-        RunningGuest::start(folder, &self.testbed.qemu, &arguments)
-    }
-
-    /// The devices make no difference to it.
-    fn table_override(&self) -> Result<Vec<u8>> {
-        let mut qtest = Qtest::start(&self.testbed.qemu, &self.machine_arguments())?;
-        iort::override_archive(&acpi::table(&mut qtest, *b"IORT")?)
+        RunningGuest::start(folder, &self.qemu, &arguments)
     }
 
     fn initramfs(&self) -> Result<Vec<u8>> {
@@ -166,7 +175,7 @@ impl Machine {
         archive.entry("init", 0o100_755, INIT.as_bytes())?;
         archive.entry("job-library.sh", 0o100_644, JOB_LIBRARY.as_bytes())?;
         archive.entry("job.sh", 0o100_644, self.job.as_bytes())?;
-        archive.entry("bin/busybox", 0o100_755, &fs::read(&self.testbed.busybox)?)?;
+        archive.entry("bin/busybox", 0o100_755, &fs::read(&self.busybox)?)?;
         for (name, file) in &self.programs {
             let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
             archive.entry(name, 0o100_755, &content)?;
@@ -175,17 +184,10 @@ impl Machine {
     }
 
     fn machine_arguments(&self) -> Vec<OsString> {
-        let mut arguments = Vec::new();
-        for (option, value) in [
-            ("-machine", "virt,gic-version=3,iommu=smmuv3,virtualization=on"),
-            ("-accel", "tcg,thread=multi"),
-            ("-cpu", "cortex-a57"),
-            ("-m", &format!("{}M", self.memory_mib)),
-            ("-smp", &self.cpus.to_string()),
-        ] {
+        let mut arguments = self.board.arguments();
+        for (option, value) in [("-m", format!("{}M", self.memory_mib)), ("-smp", self.cpus.to_string())] {
             arguments.extend([option.into(), value.into()]);
         }
-        arguments.extend(["-bios".into(), self.testbed.firmware.clone().into()]);
         arguments
     }
 }

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Boots the arm64 host in which iommufd and VFIO are tested: "L1", since guests can run inside it.
+//! Boots the hosts in which iommufd and VFIO are tested: "L1", since guests can run inside.
 //!
-//! Its SMMUv3 is QEMU's, which translates both stages for real; its kernel also has iommufd's mock devices. It tests
-//! nothing by itself: a job runs in it, and what that wrote comes back. To read first: `scripts/testbed --help` (where
+//! | host | its IOMMU | its kernel |
+//! |---|---|---|
+//! | arm64 ([`Machine::new`]) | QEMU's SMMUv3, which translates both stages for real | has iommufd's mock devices, too |
+//! | x86-64 ([`Machine::with_vtd`]) | QEMU's VT-d, which does not nest | is made to believe that it does (`tests/l1/vtd.claims`): what it tells the hardware can be read, and DMA through nested tables is refused |
+//!
+//! It tests nothing by itself: a job runs in it, and what that wrote comes back. To read first: `scripts/testbed --help` (where
 //! the pieces come from), `tests/l1/kernel.config` (what the kernel has), `tests/l1/init` (what runs in it) and
 //! `job-library.sh` beside it (what a job can call).
 //!
@@ -21,12 +25,16 @@
 //! ```
 
 mod acpi;
+mod board;
 mod cross;
 mod iort;
 mod machine;
 mod qtest;
 mod testbed;
 
-pub use cross::{TARGET, build, build_bench, build_example, build_release, build_release_with, build_test};
+pub use cross::{
+    TARGET, TARGET_X86_64, build, build_bench, build_example, build_for_x86_64, build_release,
+    build_release_with, build_test, build_test_for_x86_64,
+};
 pub use machine::{Machine, Report};
-pub use testbed::Testbed;
+pub use testbed::{Testbed, VtdTestbed};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Finds the pieces that the arm64 host is made of.
+//! Finds the pieces that the hosts are made of.
 //!
-//! It fetches and builds nothing itself: `scripts/testbed l1` does.
+//! It fetches and builds nothing itself: `scripts/testbed` does.
 
 use std::path::PathBuf;
 
@@ -20,6 +20,17 @@ pub struct Testbed {
     /// The kernel's `Image`; it needs no modules.
     pub kernel: PathBuf,
     /// A static busybox for arm64.
+    pub busybox: PathBuf,
+}
+
+/// Where QEMU, the kernel and busybox for the x86-64 host with VT-d are on this machine.
+#[derive(Clone, Debug)]
+pub struct VtdTestbed {
+    /// The program to start as `qemu-system-x86_64`, version 11.1 or newer.
+    pub qemu: PathBuf,
+    /// The kernel's `bzImage`, which claims what `tests/l1/vtd.claims` says; it needs no modules.
+    pub kernel: PathBuf,
+    /// A static busybox.
     pub busybox: PathBuf,
 }
 
@@ -43,6 +54,29 @@ impl Testbed {
     ///
     /// # Errors
     /// As [`Testbed::find`].
+    pub fn find_for_test() -> Result<Option<Self>> {
+        or_skip(Self::find())
+    }
+}
+
+impl VtdTestbed {
+    /// Finds the test bed; on a machine's first run this builds the kernel, which takes minutes.
+    ///
+    /// # Errors
+    /// `scripts/testbed` or `scripts/testbed vtd` failed: the reason it gave is in the error.
+    pub fn find() -> Result<Self> {
+        let (guest, kernel) = (Pieces::find(None)?, Pieces::find(Some("vtd"))?);
+        Ok(Self {
+            qemu: guest.path("QEMU")?,
+            kernel: kernel.path("KERNEL")?,
+            busybox: guest.path("BUSYBOX")?,
+        })
+    }
+
+    /// As [`Testbed::find_for_test`].
+    ///
+    /// # Errors
+    /// As [`VtdTestbed::find`].
     pub fn find_for_test() -> Result<Option<Self>> {
         or_skip(Self::find())
     }

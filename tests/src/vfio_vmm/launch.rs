@@ -25,6 +25,7 @@ pub struct Launch {
     pub(super) context: Arc<Context>,
     pub(super) devices: Vec<SharedDevice>,
     pub(super) folder: TempDir,
+    shows_pasids: bool,
 }
 
 /// A device, and the endpoint that it is to the guest.
@@ -52,7 +53,13 @@ impl Launch {
             Ok(SharedDevice { function: function.clone(), endpoint: EndpointId(slot << 3), file })
         });
         let context = Context::adopt(open(Path::new("/dev/iommu"))?)?;
-        Ok(Launch { context, devices: devices.collect::<Result<_>>()?, folder: folder()? })
+        let devices = devices.collect::<Result<_>>()?;
+        Ok(Launch { context, devices, folder: folder()?, shows_pasids: false })
+    }
+
+    /// Has the daemon know that the guest sees the PASID capability of the devices.
+    pub fn with_pasids(self) -> Launch {
+        Launch { shows_pasids: true, ..self }
     }
 
     /// The same files once more, with another socket.
@@ -68,6 +75,7 @@ impl Launch {
             context: self.context.clone(),
             devices: devices.collect::<Result<_>>()?,
             folder: folder()?,
+            shows_pasids: self.shows_pasids,
         })
     }
 
@@ -94,8 +102,10 @@ impl Launch {
         let cdevs = self.devices.iter().map(|device| Ok(dup(&device.file)?)).collect::<Result<Vec<_>>>()?;
         let socket = self.socket().display().to_string();
         let mut own = vec!["--socket-path".to_owned(), socket, "--iommufd".to_owned(), number(&iommufd)];
+        let pasids = if self.shows_pasids { ",pasid=on" } else { "" };
         for (device, cdev) in self.devices.iter().zip(&cdevs) {
-            let endpoint = format!("{:02x}:{:02x}.0,vfio=fd:{}", 0, device.endpoint.0 >> 3, number(cdev));
+            let slot = device.endpoint.0 >> 3;
+            let endpoint = format!("00:{slot:02x}.0,vfio=fd:{}{pasids}", number(cdev));
             own.extend(["--endpoint".to_owned(), endpoint]);
         }
         let mut command = Daemon::command(own.iter().map(String::as_str).chain(arguments.iter().copied()))?;

@@ -22,6 +22,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::{Launch, Registers, SharedDevice, TestDevice, Written};
 use crate::driver::{Arena, DriverError, EventIdx, GuestMemory, IommuDriver, Reply, SplitQueue};
 use crate::front_end::{FrontEnd, Wanted};
+use crate::model::request::Wire;
 
 /// A VMM with devices. Dropping it ends it as a kill would: nothing is detached, all files are closed.
 pub struct VfioVmm {
@@ -69,7 +70,7 @@ impl VfioVmm {
     pub fn of(launch: Launch) -> Result<VfioVmm> {
         let regions =
             [(Self::LOW, Self::REGION), (Self::MIDDLE, Self::REGION), (Self::HIGH, Self::HIGH_BYTES)];
-        let Launch { context, devices, folder } = launch;
+        let Launch { context, devices, folder, .. } = launch;
         let space = Ioas::new(&context)?;
         let devices = devices.into_iter().map(|shared| {
             let registers = Registers::of(duplicate(&shared.file)?);
@@ -267,6 +268,14 @@ impl VfioVmm {
     /// As for [`TestDevice::write`].
     pub fn write(&self, device: usize, iova: u64) -> Result<Written> {
         TestDevice(self.registers(device)).write(iova, 4)
+    }
+
+    /// Any request: the status.
+    ///
+    /// # Errors
+    /// No reply.
+    pub fn send(&mut self, request: &impl Wire) -> Result<u8> {
+        status(self.guest().driver.request(&request.readable(), request.writable()))
     }
 
     /// ATTACH of a device: the status.
