@@ -16,7 +16,7 @@ use vhost_user_iommu::message::features::{self, ACCESS_PLATFORM, LOG_ALL, VERSIO
 use vhost_user_iommu::message::{
     FrontendRequest, IotlbMessage, MemoryRegion, VringAddress, VringState, memory_table_payload,
 };
-use viommu_tests::front_end::{Message, NEED_REPLY, REPLY, VERSION};
+use viommu_tests::front_end::{Message, NEED_REPLY, REPLY, VERSION, Wanted};
 use viommu_tests::iotlb_disk::Options;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -50,7 +50,8 @@ fn each_side_is_offered_what_translation_needs_and_the_vmm_nothing_that_is_not_c
     assert_eq!(offered, all.features, "LOG_ALL is hidden, ACCESS_PLATFORM and the rest are there");
     assert_ne!(offered & ACCESS_PLATFORM, 0);
 
-    vmm.front.negotiate(wanted()).expect("negotiates");
+    let protocol = wanted().protocol - VhostUserProtocolFeatures::BACKEND_REQ;
+    vmm.front.negotiate(Wanted { protocol, ..wanted() }).expect("negotiates");
     let get = Message::new(FrontendRequest::GET_PROTOCOL_FEATURES.0, []);
     let reply = vmm.front.connection().call(&get, &[], PATIENCE).expect("a reply");
     let offered = u64::read_from_bytes(&reply.body).expect("a number");
