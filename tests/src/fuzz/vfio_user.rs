@@ -92,7 +92,7 @@ impl Scene<'_> {
                 let (readable, writable) = device::request(input);
                 self.iommu.requests([Incoming { readable: &readable, writable }], |_| {});
             }
-            14 => self.forget(input),
+            14 => self.forget(),
             _ => self.machine_changes(input),
         }
         // Also what wakes the conversation when nothing was said.
@@ -120,15 +120,9 @@ impl Scene<'_> {
         });
     }
 
-    fn forget(&mut self, input: &mut Input<'_>) {
-        let range = match input.u8() {
-            0 => IovaRange::ALL,
-            start => {
-                // No mapping may lie there only in part.
-                let start = u64::from(start) << 20;
-                IovaRange::new(start, start + 0xf_ffff).expect("start <= last")
-            }
-        };
+    /// All of it: a range must not cut through a mapping.
+    fn forget(&mut self) {
+        let range = IovaRange::ALL;
         let (done, outcome) = channel();
         self.handle.order(Work::Forget(range), done);
         self.given.push((range, self.server.time(), outcome));

@@ -231,9 +231,9 @@ impl<'a> Conversation<'a> {
     pub fn take_leave(self, orders: &Orders) {
         let Conversation { relay, front, server, owed, mut space, queue, .. } = self;
         drop(front);
-        let sent = owed.steps().map(|(step, _, errand)| (step, errand));
-        let (steps, errands): (Vec<&Step>, Vec<&Errand>) = sent.chain(queue.steps()).unzip();
-        steps.into_iter().for_each(|step| space.keep(step));
+        let sent = owed.steps().map(|(step, _, errand)| (Some(step), errand));
+        let (steps, errands): (Vec<Option<&Step>>, Vec<&Errand>) = sent.chain(queue.steps()).unzip();
+        steps.into_iter().flatten().for_each(|step| space.keep(step));
         if !space.reaches(IovaRange::ALL) {
             return;
         }

@@ -3,6 +3,8 @@
 //! The relay's own commands to the server: steps that are sent in their order, a limited number at once, and what waits
 //! for their answers.
 //!
+//! An errand is done when its steps are, and all that were to be done before: what it takes away may be on its way already.
+//!
 //! What maps and what unmaps is never under way at the same time. A mapping that the server refuses is then known of
 //! before it could be taken back.
 
@@ -26,7 +28,8 @@ use super::version::MAPS_MAX;
 /// Steps that have not been sent.
 #[derive(Debug, Default)]
 pub struct Queue {
-    steps: VecDeque<(Step, Rc<Errand>)>,
+    /// What for; without a step, it is to be done when all before is.
+    steps: VecDeque<(Option<Step>, Rc<Errand>)>,
     /// Where mappings begin that the server has refused, and that are to be unmapped all the same.
     refused: BTreeSet<u64>,
     /// Since when nothing can be sent, because the server reads nothing.
@@ -114,7 +117,11 @@ impl Conversation<'_> {
         if let Err(Full) = fits {
             errand.fail(Errno::NOSPC);
         }
-        self.queue.steps.extend(steps.into_iter().map(|step| (step, errand.clone())));
+        let is_first = self.queue.steps.is_empty() && self.owed.steps().next().is_none();
+        self.queue.steps.extend(steps.into_iter().map(|step| (Some(step), errand.clone())));
+        if !is_first {
+            self.queue.steps.push_back((None, errand.clone()));
+        }
         self.end_errand(errand)?;
         if self.queue.steps.len() > WAITING_MAX {
             return Err(Failure::Unresponsive);
@@ -126,9 +133,8 @@ impl Conversation<'_> {
     pub(super) fn send_steps(&mut self) -> Result<(), Failure> {
         while let Some((step, _)) = self.queue.steps.front() {
             let mut under_way = self.owed.steps().map(|(other, ..)| other);
-            let is_other_kind =
-                under_way.next().is_some_and(|other| discriminant(other) != discriminant(step));
-            if is_other_kind || under_way.count() + 1 >= UNDER_WAY_MAX {
+            let is_other = |other| step.as_ref().is_none_or(|step| discriminant(other) != discriminant(step));
+            if under_way.next().is_some_and(is_other) || under_way.count() + 1 >= UNDER_WAY_MAX {
                 return Ok(());
             }
             if !self.server.has_room() {
@@ -137,12 +143,9 @@ impl Conversation<'_> {
             }
             self.queue.stalled_since = None;
             let Some((step, errand)) = self.queue.steps.pop_front() else { return Ok(()) };
-            let was_refused =
-                matches!(&step, Step::Unmap(piece) if self.queue.refused.remove(&piece.range.start()));
-            if was_refused {
-                self.end_errand(errand)?;
-            } else {
-                self.send_step(step, errand)?;
+            match step {
+                Some(step) if !self.queue.was_refused(&step) => self.send_step(step, errand)?,
+                _ => self.end_errand(errand)?,
             }
         }
         Ok(())
@@ -210,15 +213,20 @@ impl Conversation<'_> {
 impl Queue {
     /// The server has refused a mapping: what would unmap it next is of no use.
     fn refuse(&mut self, piece: &Piece) {
-        let unmap = Step::Unmap(piece.clone());
+        let unmap = Some(Step::Unmap(piece.clone()));
         if self.steps.iter().any(|(step, _)| *step == unmap) {
             self.refused.insert(piece.range.start());
         }
     }
 
+    /// Whether a step would unmap what the server has refused to map.
+    fn was_refused(&mut self, step: &Step) -> bool {
+        matches!(step, Step::Unmap(piece) if self.refused.remove(&piece.range.start()))
+    }
+
     /// What waits to be sent, and what for.
-    pub fn steps(&self) -> impl Iterator<Item = (&Step, &Errand)> {
-        self.steps.iter().map(|(step, errand)| (step, &**errand))
+    pub fn steps(&self) -> impl Iterator<Item = (Option<&Step>, &Errand)> {
+        self.steps.iter().map(|(step, errand)| (step.as_ref(), &**errand))
     }
 }
 
