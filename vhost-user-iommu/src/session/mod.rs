@@ -3,7 +3,7 @@
 //! The vhost-user conversation with the VMM: one connection after another, each a power-on of its machine.
 //!
 //! The protocol itself is `vhost-user-backend`'s; what it lets a back-end decide is in [`backend`], and what it does not
-//! speak is in [`filter`], on the way to it: so the crate is used as it is, and one codec serves the session and the relays.
+//! speak is in `filter`, on the way to it: so the crate is used as it is, and one codec serves the session and the relays.
 //! Here each connection gets a daemon object of its own, since the crate's does not survive its first connection.
 
 pub mod backend;
