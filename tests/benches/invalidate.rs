@@ -8,14 +8,15 @@
 //! nanoseconds of one request, from the kick to the last answer; of an ioctl with the commands of one request; and of one
 //! request's part of the fewest ioctls with the commands of all. `scripts/bench nested` runs it, and compares.
 
-use std::env;
 use std::hint::spin_loop;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use viommu_core::{Access, Caches, DomainId, Invalidation, IovaRange, Scope};
 use viommu_nested::object::{
     Context, Entries, Hwpt, HwptFlags, Ioas, NestedParent, PageTable, Vdevice, Viommu,
@@ -90,6 +91,7 @@ impl Served {
         let launch = Launch::of(std::slice::from_ref(function))?;
         let daemon = launch.daemon(&["--mode", "table"])?;
         let mut vmm = VfioVmm::running(launch)?;
+        part(&daemon)?;
         let entry = tables(&vmm.memory);
         ensure!(vmm.attach_table(1, 0, entry)? == 0, "ATTACH_TABLE is refused");
         Ok(Served { vmm, _daemon: daemon })
@@ -122,6 +124,22 @@ impl Served {
             Ok(took)
         })
     }
+}
+
+/// Gives the guest, which this thread is, a processor and the daemon another. The guest does not sleep while it waits: on one
+/// processor the daemon would have to wait until its time is up.
+fn part(daemon: &Daemon) -> Result<()> {
+    let [of_guest, of_daemon] = [0, 1].map(|processor| {
+        let mut set = CpuSet::new();
+        set.set(processor);
+        set
+    });
+    sched_setaffinity(None, &of_guest)?;
+    for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
+        let number = thread?.file_name().to_str().context("a number")?.parse()?;
+        sched_setaffinity(Pid::from_raw(number), &of_daemon)?;
+    }
+    Ok(())
 }
 
 /// A device whose tables are invalidated by ioctls.

@@ -5,6 +5,7 @@
 //! Every difference is a panic that says what differs. After each step it also looks at what no reply
 //! shows: translations, the configuration space, the invariants, and what the host was told.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use viommu_core::wire::MAP_F_MMIO;
@@ -86,7 +87,7 @@ impl Bench {
             }
             Op::ConfigWrite { offset, data, host } => {
                 let before = self.settled();
-                let nothing = || Step::Done(Reply { bytes: Vec::new(), row: None, rejected: None });
+                let nothing = || Step::Done(Reply { bytes: Cow::default(), row: None, rejected: None });
                 let step = self.device.begin_config_write(*offset, data).map_or_else(nothing, Step::Apply);
                 let begun = self.reference.begin_config_write(*offset, data);
                 self.go_on(before, step, begun, *host);

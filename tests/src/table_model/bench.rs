@@ -204,7 +204,7 @@ impl Bench {
     }
 
     fn check_reply(&mut self, reply: &Reply, status: u8) {
-        assert_eq!(reply.bytes, [status, 0, 0, 0], "{:?}", reply.rejected);
+        assert_eq!(*reply.bytes, [status, 0, 0, 0], "{:?}", reply.rejected);
         assert_eq!(reply.rejected.is_some(), status != 0);
         let kind = reply.row.expect("a request that is known").kind.0;
         self.outcomes.insert((kind, status));

@@ -74,7 +74,7 @@ fn one_that_is_refused_keeps_no_other_from_being_done() {
         [(invalidate_pages(7, 0, 1, 12), Status::NoEnt), (invalidate_pages(1, 0, 0, 12), Status::Range)]
     {
         let Some(Step::Done(reply)) = bed.another(request) else { panic!("it is begun") };
-        assert_eq!(reply.bytes, [status as u8, 0, 0, 0]);
+        assert_eq!(*reply.bytes, [status as u8, 0, 0, 0]);
     }
     let Some(Step::Done(reply)) = bed.device.begin_another(&invalidate(1).readable(), TAIL_SIZE - 1) else {
         panic!("there is no room for its status")

@@ -62,7 +62,7 @@ impl Guest {
         front_end.negotiate(Wanted { features, ..Wanted::default() }).expect("it is negotiated");
         front_end.set_memory(memory).expect("it is taken");
         let mut arena = Arena::new(TABLES_END, START + LENGTH - TABLES_END);
-        let mut queue = || SplitQueue::new(memory, &mut arena, 256, EventIdx::Off).expect("a queue");
+        let mut queue = || SplitQueue::new(memory, &mut arena, 128, EventIdx::Off).expect("a queue");
         let (requests, events) = (queue(), queue());
         front_end.start_ring(0, &requests).expect("it starts");
         front_end.start_ring(1, &events).expect("it starts");

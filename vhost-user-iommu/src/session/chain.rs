@@ -11,6 +11,8 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 
 /// Most bytes of a readable part that are looked at; the longest request has 124.
 const READABLE_MAX: usize = 256;
+/// Drivers make two, or three.
+const PIECES_OF_SMALL: usize = 4;
 
 /// A chain, taken apart; without memory of its own, if the chain is as drivers make it.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct Buffers {
     /// The writable part: address and size in bytes of the first piece, and of the others.
     writable: Option<(GuestAddress, usize)>,
     others: Vec<(GuestAddress, usize)>,
+    /// Pieces of both parts.
+    pieces: usize,
 }
 
 /// A chain that breaks the rules of virtqueues, or leads out of memory.
@@ -37,9 +41,11 @@ impl Buffers {
         M: Deref + Clone,
         M::Target: GuestMemory,
     {
-        let mut buffers = Buffers { bytes: [0; READABLE_MAX], length: 0, writable: None, others: Vec::new() };
+        let mut buffers =
+            Buffers { bytes: [0; READABLE_MAX], length: 0, writable: None, others: Vec::new(), pieces: 0 };
         for descriptor in chain {
             let length = descriptor.len() as usize;
+            buffers.pieces += 1;
             if descriptor.is_write_only() {
                 let piece = (descriptor.addr(), length);
                 match buffers.writable {
@@ -65,9 +71,9 @@ impl Buffers {
         self.writable().fold(0, |sum, (_, length)| sum.saturating_add(*length))
     }
 
-    /// Whether it takes no memory of its own: a driver can make chains of many pieces.
+    /// Whether it is of few pieces, as drivers make it: more take memory, and time to look at.
     pub fn is_small(&self) -> bool {
-        self.others.is_empty()
+        self.pieces <= PIECES_OF_SMALL
     }
 
     /// Writes `reply`, which must fit, to the start of the writable part; returns its size.

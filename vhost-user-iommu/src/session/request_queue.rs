@@ -15,7 +15,7 @@ use crate::sync::lock;
 
 use super::chain::Buffers;
 use super::queues::Queues;
-use super::ring::Ring;
+use super::ring::{Ring, Take};
 
 impl Queues {
     /// Serves requests until there are none, and asks to be kicked for the next. What is to be done `between` requests is
@@ -75,7 +75,7 @@ impl Queues {
                 self.broken.log(|| "a request's buffers are malformed or outside of memory".to_owned());
                 0
             });
-            let added = ring.give_back(taken.head, length);
+            let added = ring.give_back(taken.head, length, memory);
             returned = std::mem::replace(&mut returned, Ok(())).and(added);
         };
         self.iommu.requests(taken.iter().map_while(Taken::request), |reply| {
@@ -127,14 +127,15 @@ where
     M: Deref<Target = GuestMemoryMmap> + Clone,
 {
     taken.clear();
-    taken.extend(ring.next_chain_as(memory.clone(), |chain| Some(Taken::of(chain, memory)))?);
-    while taken.last().is_some_and(Taken::is_one_of_many) && taken.len() < Device::UNDER_WAY_MAX {
-        let another = |chain| Some(Taken::of(chain, memory)).filter(Taken::is_one_of_many);
-        match ring.next_chain_as(memory.clone(), another) {
-            Ok(Some(another)) => taken.push(another),
-            // A ring that is broken is so still when these are done.
-            Ok(None) | Err(_) => break,
+    let all = ring.take_chains(memory.clone(), |chain| {
+        let next = Taken::of(chain, memory);
+        let is_one_of_many = next.is_one_of_many();
+        if !is_one_of_many && !taken.is_empty() {
+            return Take::Not;
         }
-    }
-    Ok(())
+        taken.push(next);
+        if is_one_of_many && taken.len() < Device::UNDER_WAY_MAX { Take::More } else { Take::Last }
+    });
+    // A ring that is broken is so still when these are done.
+    if taken.is_empty() { all } else { Ok(()) }
 }

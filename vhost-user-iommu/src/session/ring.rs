@@ -38,6 +38,17 @@ pub struct Ring {
     error: Arc<Mutex<Option<File>>>,
 }
 
+/// What becomes of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    /// It is taken, and the next one is wanted.
+    More,
+    /// It is taken, and no other is wanted.
+    Last,
+    /// It stays the next one.
+    Not,
+}
+
 /// Where a ring lies and how far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
@@ -92,18 +103,24 @@ impl Ring {
         M: Clone + Deref,
         M::Target: GuestMemory,
     {
-        self.next_chain_as(memory, Some)
+        let mut next = None;
+        self.take_chains(memory, |chain| {
+            next = Some(chain);
+            Take::Last
+        })?;
+        Ok(next)
     }
 
-    /// The next chain, as what `take` makes of it. If that is nothing, the chain stays the next.
+    /// Hands chains that the driver has made available to `take`, if the ring runs, until that wants no more. The ring is
+    /// locked meanwhile.
     ///
     /// # Errors
-    /// As for [`next_chain`](Ring::next_chain).
-    pub fn next_chain_as<M, T>(
+    /// As for [`next_chain`](Ring::next_chain); those that `take` got before are taken.
+    pub fn take_chains<M>(
         &self,
         memory: M,
-        take: impl FnOnce(DescriptorChain<M>) -> Option<T>,
-    ) -> Result<Option<T>, Error>
+        mut take: impl FnMut(DescriptorChain<M>) -> Take,
+    ) -> Result<(), Error>
     where
         M: Clone + Deref,
         M::Target: GuestMemory,
@@ -112,20 +129,23 @@ impl Ring {
         let is_running = state.is_enabled() && state.get_queue().ready();
         let queue = state.get_queue_mut();
         if !is_running {
-            return Ok(None);
+            return Ok(());
         }
-        let available = queue.avail_idx(&*memory, Ordering::Acquire)?.0;
-        let position = queue.next_avail();
-        let Some(chain) = queue.iter(memory)?.next() else {
-            // The crate does not tell an entry that it cannot read from none.
-            let is_none = queue.next_avail() == available;
-            return if is_none { Ok(None) } else { Err(Error::InvalidAvailRingIndex) };
-        };
-        let taken = take(chain);
-        if taken.is_none() {
-            queue.set_next_avail(position);
+        let (size, available) = (queue.size(), queue.avail_idx(&*memory, Ordering::Acquire)?);
+        let mut chains = queue.iter(memory)?;
+        while let Some(chain) = chains.next() {
+            match take(chain) {
+                Take::More => {}
+                Take::Last => return Ok(()),
+                Take::Not => {
+                    chains.go_to_previous_position();
+                    return Ok(());
+                }
+            }
         }
-        Ok(taken)
+        // The crate does not tell an entry that it cannot read from none. The driver may have added some since it was asked.
+        let left = available.0.wrapping_sub(queue.next_avail());
+        if left == 0 || left > size { Ok(()) } else { Err(Error::InvalidAvailRingIndex) }
     }
 
     /// Returns a chain to the driver and signals it if it wants to be.
@@ -133,7 +153,7 @@ impl Ring {
     /// # Errors
     /// The used ring or its neighbour is out of reach.
     pub fn complete(&self, head: u16, used_length: u32, memory: &GuestMemoryMmap) -> Result<(), Error> {
-        self.give_back(head, used_length)?;
+        self.give_back(head, used_length, memory)?;
         self.signal_if_wanted(memory)
     }
 
@@ -141,12 +161,10 @@ impl Ring {
     ///
     /// # Errors
     /// The used ring is out of reach.
-    pub fn give_back(&self, head: u16, used_length: u32) -> Result<(), Error> {
+    pub fn give_back(&self, head: u16, used_length: u32, memory: &GuestMemoryMmap) -> Result<(), Error> {
         let mut state = self.get_mut();
-        if head >= state.get_queue().size() {
-            return Ok(());
-        }
-        state.add_used(head, used_length)
+        let queue = state.get_queue_mut();
+        if head >= queue.size() { Ok(()) } else { queue.add_used(memory, head, used_length) }
     }
 
     /// Signals the driver that chains have been returned, if it wants to be.

@@ -6,6 +6,7 @@
 //! whatever the outcome; only without room for a tail nothing is written. A writable part that is longer than the
 //! answer gets the answer at its start; a PROBE's that is too short for the properties gets its tail at its end.
 
+use alloc::borrow::Cow;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -13,12 +14,14 @@ use crate::request::Row;
 use crate::{Reject, Status, wire};
 
 const TAIL_SIZE: usize = size_of::<wire::Tail>();
+/// A tail that says OK.
+static DONE: [u8; TAIL_SIZE] = [Status::Ok as u8, 0, 0, 0];
 
 /// The answer to one request.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// What goes to the start of the writable part; its length is the used length.
-    pub bytes: Vec<u8>,
+    pub bytes: Cow<'static, [u8]>,
     /// The request type; `None` when it was not recognised or left no room for a tail, or when there was no request.
     pub row: Option<&'static Row>,
     /// Why it was refused, if it was.
@@ -27,7 +30,7 @@ pub struct Reply {
 
 impl Reply {
     pub(super) fn unrecognised() -> Reply {
-        Reply { bytes: Vec::new(), row: None, rejected: None }
+        Reply { bytes: Cow::default(), row: None, rejected: None }
     }
 }
 
@@ -77,6 +80,10 @@ impl Form {
     /// `body`, zeroes up to the tail, the tail.
     fn reply(self, body: Vec<u8>, status: Status, rejected: Option<Reject>) -> Reply {
         let size = self.size.min(self.writable);
+        if size == TAIL_SIZE && body.is_empty() && status == Status::Ok {
+            // What nearly all requests come to takes no memory.
+            return Reply { bytes: Cow::Borrowed(&DONE), row: self.row, rejected };
+        }
         let mut bytes = if body.is_empty() { vec![0; size] } else { body };
         //= virtio#devicenormative:IOMMU/Device operations A8 A10b
         // Of the tail only the status is ever set.
@@ -86,6 +93,6 @@ impl Form {
         if let Some(at) = size.checked_sub(TAIL_SIZE).and_then(|at| bytes.get_mut(at)) {
             *at = status as u8;
         }
-        Reply { bytes, row: self.row, rejected }
+        Reply { bytes: Cow::Owned(bytes), row: self.row, rejected }
     }
 }
