@@ -78,7 +78,7 @@ fn a_buffer_that_cannot_hold_an_event_comes_back_empty_and_the_event_goes_into_t
             scene.vmm.driver.post_event_buffers(1);
             expect_event(&mut scene.vmm, 7);
         }
-        assert!(scene.served.lines_with("event buffer") > 0, "it is told");
+        eventually("it is told", || scene.served.lines_with("event buffer") > 0);
     }
 }
 
