@@ -32,6 +32,7 @@ pub struct SplitQueue {
     chains: HashMap<u16, Vec<u16>>,
     /// The index of the next entry of the available ring.
     next_avail: u16,
+    is_held_back: bool,
     /// `next_avail` when the device was last considered for a kick.
     considered: u16,
     /// The index of the next entry of the used ring.
@@ -97,6 +98,7 @@ impl SplitQueue {
             free: Vec::new(),
             chains: HashMap::new(),
             next_avail: 0,
+            is_held_back: false,
             considered: 0,
             next_used: 0,
             kick: EventFd::new(EFD_NONBLOCK)?,
@@ -206,7 +208,20 @@ impl SplitQueue {
     /// Sets the index of the available ring, whatever it is.
     pub fn set_avail_index(&mut self, index: u16) {
         self.next_avail = index;
-        self.memory.store_u16(self.rings.avail + 2, index);
+        if !self.is_held_back {
+            self.memory.store_u16(self.rings.avail + 2, index);
+        }
+    }
+
+    /// From now on the device does not see what is made available.
+    pub fn hold_back(&mut self) {
+        self.is_held_back = true;
+    }
+
+    /// The device sees all of it, at once.
+    pub fn let_go(&mut self) {
+        self.is_held_back = false;
+        self.set_avail_index(self.next_avail);
     }
 
     /// Sets the flags of the available ring, such as [`flags::NO_INTERRUPT`].
