@@ -51,9 +51,11 @@
 //!
 //! # Threads
 //!
-//! One thread accepts VMMs; the vhost-user crate adds two for each session, one for messages and one for rings. Each
-//! relay has one, and one looks after physical devices; in table mode one waits for what the host has to tell of tables. Locks are taken in the order *turn*, then the address spaces,
-//! then *state*; nobody waits for anybody with the state locked, and no relay ever takes the turn.
+//! One thread accepts VMMs, and answers or passes on what they say (`session/filter`); the vhost-user crate adds two for
+//! each session, one for messages and one for rings, and a transfer of the device's state takes one while it lasts. Each
+//! relay has one, and one looks after physical devices; in table mode one waits for what the host has to tell of tables.
+//! Locks are taken in the order *turn*, then the address spaces, then *state*; nobody waits for anybody with the state
+//! locked, and no relay ever takes the turn.
 //!
 //! **Invariant:** what a server maps is told by one thread in the order of the changes, and what it was told while a change
 //! was under way is looked up again when that is over.

@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Microseconds: longer than any driver here takes for its next request, and not at all.
 const POLLING: &str = "1000";
 const SLEEPING: &str = "0";
+/// Long enough for a daemon that does not poll to be asleep.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// What a side takes, in nanoseconds: in the middle, and all but one in a hundred times.
 #[derive(Clone, Copy, Debug)]
@@ -71,8 +73,8 @@ pub fn run(rounds: usize) -> Result<()> {
             words: words()?,
             eventfd: eventfds()?,
             ring: bare_ring()?,
-            polling: daemon(POLLING)?,
-            sleeping: daemon(SLEEPING)?,
+            polling: daemon(POLLING, Duration::ZERO)?,
+            sleeping: daemon(SLEEPING, PAUSE)?,
         })
     });
     print(&measured.collect::<Result<Vec<Round>>>()?);
@@ -117,10 +119,10 @@ fn bare_ring() -> Result<Device> {
         [MEMORY, ENTRIES.into(), rings.descriptors, rings.avail, rings.used].map(|number| number.to_string());
     let what: Vec<String> = ["ring".to_owned()].into_iter().chain(numbers).collect();
     let _peer = Peer::start(&what, file(&memory)?, eventfd(0, EventfdFlags::CLOEXEC)?)?;
-    device(&mut lane)
+    device(&mut lane, Duration::ZERO)
 }
 
-fn daemon(poll: &str) -> Result<Device> {
+fn daemon(poll: &str, pause: Duration) -> Result<Device> {
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("iommu.sock");
     let path = socket.to_str().context("a path in UTF-8")?;
@@ -135,16 +137,16 @@ fn daemon(poll: &str) -> Result<Device> {
     front_end.set_memory(&memory)?;
     front_end.start_ring(0, &lane.queue)?;
     front_end.start_ring(1, &events)?;
-    device(&mut lane)
+    device(&mut lane, pause)
 }
 
-/// Everything that is measured of a device.
-fn device(lane: &mut Lane) -> Result<Device> {
+/// Everything that is measured of a device, which is left alone for `pause` before each single request.
+fn device(lane: &mut Lane, pause: Duration) -> Result<Device> {
     lane.prepare(0, size_of::<ReqAttach>());
     send(lane, 0, attach().as_bytes())?;
     lane.prepare(0, size_of::<ReqMap>());
     let mut page = 0;
-    let map_trip = trips(|| {
+    let map_trip = trips_after(pause, || {
         page += 1;
         lane.send(0, map(page, 1).as_bytes());
         lane.finish(1);
@@ -152,7 +154,7 @@ fn device(lane: &mut Lane) -> Result<Device> {
     ensure!(lane.status(0) == 0, "the last MAP was refused");
     lane.prepare(1, size_of::<ReqUnmap>());
     send(lane, 1, unmap(0, page + 1).as_bytes())?;
-    let pair = trips(|| {
+    let pair = trips_after(pause, || {
         lane.send(0, map(0, 1).as_bytes());
         lane.finish(1);
         lane.send(1, unmap(0, 1).as_bytes());
@@ -187,9 +189,18 @@ fn in_flight(lane: &mut Lane) -> Result<f64> {
 }
 
 /// What each of many calls takes.
-fn trips(mut go: impl FnMut()) -> Trip {
+fn trips(go: impl FnMut()) -> Trip {
+    trips_after(Duration::ZERO, go)
+}
+
+/// The same, for calls that come so long after each other.
+fn trips_after(pause: Duration, mut go: impl FnMut()) -> Trip {
     let mut taken: Vec<u128> = (0..WARM_UP + TRIPS)
         .map(|_| {
+            let rested = Instant::now() + pause;
+            while Instant::now() < rested {
+                std::hint::spin_loop();
+            }
             let begin = Instant::now();
             go();
             begin.elapsed().as_nanos()
@@ -252,11 +263,6 @@ fn print(rounds: &[Round]) {
     row("MAP and UNMAP, daemon polls", &|round| round.polling.pair, Some(&ring_pair));
     row("two eventfds, there and back", &|round| round.eventfd, None);
     row("MAP, daemon sleeps (beside the eventfds)", &|round| round.sleeping.map, Some(&eventfd));
-    row(
-        "MAP and UNMAP, daemon sleeps (beside twice)",
-        &|round| round.sleeping.pair,
-        Some(&|round| 2.0 * eventfd(round)),
-    );
     println!(
         "\n{SLOTS} in flight, ns a request and millions a second{:30}{:>23}",
         "", "ratio: min  median  max"
