@@ -92,13 +92,15 @@ impl Iommu {
             relay.order(work.clone(), done.clone());
         }
         let deadline = Instant::now() + self.unmap_timeout;
+        let mut all = Ok(());
         for _ in concerned {
             match outcomes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(outcome) => outcome?,
+                // One that fails does not keep the others from being waited for.
+                Ok(outcome) => all = all.and(outcome),
                 Err(_) => return Err(self.not_acknowledged(&endpoints)),
             }
         }
-        Ok(())
+        all
     }
 
     fn not_acknowledged(&self, endpoints: &[EndpointId]) -> HostError {
