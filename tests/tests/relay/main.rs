@@ -9,6 +9,7 @@ mod back_end;
 mod back_end_messages;
 mod bed;
 mod conversation;
+mod endurance;
 mod invalidation;
 mod lifecycle;
 mod translation;
