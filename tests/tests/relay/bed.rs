@@ -64,6 +64,7 @@ impl Bed {
             all.extend(["--endpoint".to_owned()]);
             all.push(format!("00:{:02x}.0,vhost-user={front},backend={back}", number + 2));
         }
+        all.extend(["--control".to_owned(), path("control.sock".to_owned())]);
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let memory = GuestMemory::new(&[LOW, HIGH, TOP]).expect("memory");
         memory.write(SECRET.0, SECRET.1);
@@ -132,6 +133,11 @@ impl Bed {
         let disk = self.disk(number);
         let came = disk.wait_until(PATIENCE, |_, events| events.iter().any(&condition));
         assert!(came, "{:x?}", disk.events());
+    }
+
+    /// Asks the daemon as an operator does.
+    pub fn ctl(&self, words: &[&str]) -> anyhow::Result<String> {
+        Daemon::ctl(&self.folder.path().join("control.sock"), words)
     }
 
     /// Waits until the daemon logs `pattern`.

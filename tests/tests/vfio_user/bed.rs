@@ -63,6 +63,7 @@ impl Bed {
             let endpoint = format!("00:{:02x}.0,vfio-user={front},server={server},dma={dma}", number + 2);
             all.extend(["--endpoint".to_owned(), endpoint]);
         }
+        all.extend(["--control".to_owned(), path("control.sock".to_owned())]);
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let memory = GuestMemory::new(&[LOW, HIGH]).expect("memory");
         memory.write(SECRET.0, SECRET.1);
@@ -140,6 +141,11 @@ impl Bed {
             told.iter().map(|(address, size, ..)| (*address, *size)).eq(wanted.iter().copied())
         };
         assert!(self.disk(number).wait_told(PATIENCE, is_it), "{:x?}", self.told(number));
+    }
+
+    /// Asks the daemon as an operator does.
+    pub fn ctl(&self, words: &[&str]) -> anyhow::Result<String> {
+        Daemon::ctl(&self.folder.path().join("control.sock"), words)
     }
 
     /// Waits until the daemon logs `pattern`.
