@@ -8,6 +8,7 @@
 mod back_end;
 mod back_end_messages;
 mod bed;
+mod blocked;
 mod conversation;
 mod endurance;
 mod invalidation;
