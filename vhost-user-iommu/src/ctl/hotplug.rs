@@ -167,7 +167,7 @@ impl Unplug {
                 Err(Refusal::new(Code::NotVfio, format!("{} is no VFIO endpoint", listed.endpoint)))
             }
             Some(listed) if listed.device.is_none() => {
-                Err(Refusal::new(Code::NoDevice, "the endpoint's device is removed already"))
+                Err(Refusal::new(Code::NoDevice, "the endpoint has no device"))
             }
             Some(_) => Ok(()),
         }

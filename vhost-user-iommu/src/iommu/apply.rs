@@ -27,7 +27,7 @@ use super::Iommu;
 impl Iommu {
     pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
         match *change {
-            Change::Map { domain, range, target } if self.has_told => {
+            Change::Map { domain, range, target } if self.relays.has_told() => {
                 let members = self.told(self.members(domain));
                 self.order(members, &Work::Learn(Mapping { range, target }))?;
             }
@@ -78,19 +78,19 @@ impl Iommu {
 
     /// Those of `endpoints` that are told what they may reach.
     pub(super) fn told(&self, mut endpoints: Vec<EndpointId>) -> Vec<EndpointId> {
-        endpoints.retain(|endpoint| self.relays.get(endpoint).is_some_and(RelayHandle::is_told));
+        endpoints.retain(|endpoint| self.relays.is_told(*endpoint));
         endpoints
     }
 
     /// Moves an endpoint, and tells it what it reaches from now on if it is told that.
     fn enter(&self, endpoint: EndpointId, view: impl FnOnce() -> View) -> Result<(), HostError> {
-        let Some(relay) = self.relays.get(&endpoint) else { return Ok(()) };
+        let Some(relay) = self.relays.get(endpoint) else { return Ok(()) };
         let work = if relay.is_told() { Work::Enter(view()) } else { Work::Forget(IovaRange::ALL) };
         self.order(vec![endpoint], &work)
     }
 
     pub(super) fn order(&self, endpoints: Vec<EndpointId>, work: &Work) -> Result<(), HostError> {
-        let relay_of = |endpoint: &EndpointId| Some((*endpoint, self.relays.get(endpoint)?));
+        let relay_of = |endpoint: &EndpointId| Some((*endpoint, self.relays.get(*endpoint)?));
         let concerned: Vec<_> = endpoints.iter().filter_map(relay_of).collect();
         if concerned.is_empty() {
             return Ok(());
