@@ -3,8 +3,6 @@
 //! The request queue: each chain becomes a request, each reply a used entry. Requests that the device may do together
 //! are handed to it together.
 
-use std::ops::Deref;
-
 use vhost_user_backend::VringT;
 use viommu_core::{Device, Reply};
 use virtio_queue::{DescriptorChain, Error};
@@ -100,8 +98,8 @@ pub struct Taken {
 }
 
 impl Taken {
-    fn of<M: Deref<Target = GuestMemoryMmap> + Clone>(chain: DescriptorChain<M>, memory: &M) -> Taken {
-        Taken { head: chain.head_index(), buffers: Buffers::of(chain, &**memory).ok() }
+    fn of(chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> Taken {
+        Taken { head: chain.head_index(), buffers: Buffers::of(chain, memory).ok() }
     }
 
     fn request(&self) -> Option<Incoming<'_>> {
@@ -122,12 +120,9 @@ impl Taken {
 
 /// Takes the next request, and those behind it that may be done together with it: no more than are done at a time,
 /// whatever the driver adds meanwhile.
-fn take<M>(ring: &Ring, memory: &M, taken: &mut Vec<Taken>) -> Result<(), Error>
-where
-    M: Deref<Target = GuestMemoryMmap> + Clone,
-{
+fn take(ring: &Ring, memory: &GuestMemoryMmap, taken: &mut Vec<Taken>) -> Result<(), Error> {
     taken.clear();
-    let all = ring.take_chains(memory.clone(), |chain| {
+    let all = ring.take_chains(memory, |chain| {
         let next = Taken::of(chain, memory);
         let is_one_of_many = next.is_one_of_many();
         if !is_one_of_many && !taken.is_empty() {

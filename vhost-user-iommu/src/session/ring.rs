@@ -7,13 +7,12 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{DescriptorChain, Error, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryLoadGuard, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 use crate::sync::lock;
 
@@ -98,11 +97,10 @@ impl Ring {
     ///
     /// # Errors
     /// The driver's index makes no sense, or the ring lies outside of memory.
-    pub fn next_chain<M>(&self, memory: M) -> Result<Option<DescriptorChain<M>>, Error>
-    where
-        M: Clone + Deref,
-        M::Target: GuestMemory,
-    {
+    pub fn next_chain<'a>(
+        &self,
+        memory: &'a GuestMemoryMmap,
+    ) -> Result<Option<DescriptorChain<&'a GuestMemoryMmap>>, Error> {
         let mut next = None;
         self.take_chains(memory, |chain| {
             next = Some(chain);
@@ -116,22 +114,18 @@ impl Ring {
     ///
     /// # Errors
     /// As for [`next_chain`](Ring::next_chain); those that `take` got before are taken.
-    pub fn take_chains<M>(
+    pub fn take_chains<'a>(
         &self,
-        memory: M,
-        mut take: impl FnMut(DescriptorChain<M>) -> Take,
-    ) -> Result<(), Error>
-    where
-        M: Clone + Deref,
-        M::Target: GuestMemory,
-    {
+        memory: &'a GuestMemoryMmap,
+        mut take: impl FnMut(DescriptorChain<&'a GuestMemoryMmap>) -> Take,
+    ) -> Result<(), Error> {
         let mut state = self.get_mut();
         let is_running = state.is_enabled() && state.get_queue().ready();
         let queue = state.get_queue_mut();
         if !is_running {
             return Ok(());
         }
-        let (size, available) = (queue.size(), queue.avail_idx(&*memory, Ordering::Acquire)?);
+        let (size, available) = (queue.size(), queue.avail_idx(memory, Ordering::Acquire)?);
         let mut chains = queue.iter(memory)?;
         while let Some(chain) = chains.next() {
             match take(chain) {
@@ -198,7 +192,7 @@ impl Ring {
     fn wants_signal(&self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
         let mut state = self.get_mut();
         if state.get_queue().event_idx_enabled() {
-            return state.needs_notification();
+            return state.get_queue_mut().needs_notification(memory);
         }
         // The flag must not be read before the used index is written.
         fence(Ordering::SeqCst);
