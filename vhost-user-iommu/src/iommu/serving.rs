@@ -54,9 +54,7 @@ pub struct State {
     /// Physical devices have not followed the last reset yet.
     has_untold_reset: bool,
     serving: BTreeMap<EndpointId, Serving>,
-    /// Whether a change is being applied.
-    is_under_way: bool,
-    /// Endpoints that were looked at meanwhile.
+    /// Endpoints that were looked at while a change was under way.
     unsettled: BTreeSet<EndpointId>,
 }
 
@@ -73,7 +71,6 @@ impl State {
             is_starting: false,
             has_untold_reset: false,
             serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
-            is_under_way: false,
             unsettled: BTreeSet::new(),
         })
     }
@@ -109,11 +106,6 @@ impl State {
         step
     }
 
-    /// A change that was begun is going to be applied.
-    pub fn set_under_way(&mut self) {
-        self.is_under_way = true;
-    }
-
     /// The last step of a change. Comes with the endpoints that were looked at since it was begun.
     pub fn finish(
         &mut self,
@@ -123,7 +115,6 @@ impl State {
         if let (Change::Attach { endpoint, .. }, Ok(())) = (change, &applied) {
             self.move_endpoint(*endpoint, |_| Serving::Live);
         }
-        self.is_under_way = false;
         (self.device.finish(applied), std::mem::take(&mut self.unsettled))
     }
 
@@ -199,7 +190,7 @@ impl State {
 
     /// All that `lookup` would allow an endpoint.
     pub fn view(&mut self, endpoint: EndpointId) -> View {
-        if self.is_under_way {
+        if self.device.change_under_way().is_some() {
             self.unsettled.insert(endpoint);
         }
         match self.serving.get(&endpoint) {
