@@ -8,7 +8,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Most bytes of a readable part that are looked at; the longest request has 124.
-const READABLE_MAX: usize = 256;
+const READABLE_MAX: usize = 128;
 /// Drivers make two, or three.
 const PIECES_OF_SMALL: usize = 4;
 

@@ -3,6 +3,8 @@
 //! The request queue: each chain becomes a request, each reply a used entry. Requests that the device may do together
 //! are handed to it together.
 
+use std::ops::ControlFlow;
+
 use vhost_user_backend::VringT;
 use viommu_core::{Device, Reply};
 use virtio_queue::{DescriptorChain, Error};
@@ -13,7 +15,7 @@ use crate::sync::lock;
 
 use super::chain::Buffers;
 use super::queues::Queues;
-use super::ring::{Ring, Take};
+use super::ring::Ring;
 
 impl Queues {
     /// Serves requests until there are none, and asks to be kicked for the next. What is to be done `between` requests is
@@ -48,13 +50,14 @@ impl Queues {
         let mut taken = lock(&self.taken);
         while !self.is_over() {
             let memory = ring.memory();
-            // The ring is locked while its next chains are taken, not while requests are served.
+            // The ring is locked while its next chains are looked at, not while requests are served.
             take(ring, &memory, &mut taken)?;
             if taken.is_empty() {
                 break;
             }
             let mut left = taken.as_slice();
-            while !left.is_empty() {
+            // Where it stops, the driver finds those that are left in it.
+            while !left.is_empty() && !self.is_over() && ring.is_running() {
                 let count = self.answer(ring, left, &memory)?;
                 left = left.get(count..).unwrap_or_default();
             }
@@ -110,26 +113,18 @@ impl Taken {
     fn write(&self, memory: &GuestMemoryMmap, reply: &Reply) -> Option<u32> {
         self.buffers.as_ref()?.write(memory, &reply.bytes).ok()
     }
-
-    /// Whether it may be done together with others.
-    fn is_one_of_many(&self) -> bool {
-        let is_one = |buffers: &Buffers| buffers.is_small() && Device::can_be_another(buffers.readable());
-        self.buffers.as_ref().is_some_and(is_one)
-    }
 }
 
-/// Takes the next request, and those behind it that may be done together with it: no more than are done at a time,
-/// whatever the driver adds meanwhile.
+/// Takes the next requests: no more than are done at a time, whatever the driver adds meanwhile, and none behind one of many
+/// pieces.
 fn take(ring: &Ring, memory: &GuestMemoryMmap, taken: &mut Vec<Taken>) -> Result<(), Error> {
     taken.clear();
-    let all = ring.take_chains(memory, |chain| {
+    let all = ring.next_chains(memory, |chain| {
         let next = Taken::of(chain, memory);
-        let is_one_of_many = next.is_one_of_many();
-        if !is_one_of_many && !taken.is_empty() {
-            return Take::Not;
-        }
+        let is_small = next.buffers.as_ref().is_none_or(Buffers::is_small);
         taken.push(next);
-        if is_one_of_many && taken.len() < Device::UNDER_WAY_MAX { Take::More } else { Take::Last }
+        let is_enough = !is_small || taken.len() == Device::UNDER_WAY_MAX;
+        if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     // A ring that is broken is so still when these are done.
     if taken.is_empty() { all } else { Ok(()) }
