@@ -4,13 +4,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use viommu_tests::daemon::Daemon;
-use viommu_tests::guest::{BootFrom, Disk, Guest, Initramfs, OnReset, RunningGuest, Testbed};
+use viommu_tests::guest::{BootFrom, Disk, Guest, Initramfs, OnReset, Testbed};
 use viommu_tests::iotlb_disk::{Event, Outcome, StrayDma};
 use viommu_tests::scene::{Behind, Scene};
 
 const MEMORY_MIB: u32 = 512;
+/// The disk, as the guest calls it.
+const DISK: &str = "0000:00:02.0";
 const DISK_MIB: usize = 4;
 const BOOT: Duration = Duration::from_secs(120);
 const READ: &str = "wait_for /dev/vda; iommu_groups; checksum /dev/vda 4";
@@ -40,27 +42,14 @@ impl Stage {
     fn daemon_says(&self, pattern: &str) -> Result<String> {
         self.scene.daemon.as_ref().context("no daemon")?.wait_for(pattern, Duration::from_secs(20))
     }
-
-    /// Waits until the guest has read the disk, and checks what it read.
-    fn read_is_right(&self, guest: &mut RunningGuest) -> Result<()> {
-        let sum = guest.value_of("checksum /dev/vda 4 ", BOOT)?;
-        ensure!(sum == self.image_sum, "the guest read {sum}, the image has {}", self.image_sum);
-        Ok(())
-    }
-}
-
-/// The type of the disk's IOMMU group, as the guest's kernel calls it.
-fn group_type(guest: &mut RunningGuest) -> Result<String> {
-    let group = guest.value_of("iommu_groups 0000:00:02.0 ", BOOT)?;
-    Ok(group.split_whitespace().last().unwrap_or_default().to_owned())
 }
 
 #[test]
 fn a_guest_that_unmaps_lazily_reads_its_disk_through_the_iommu() -> Result<()> {
     let Some(stage) = Stage::new(&[])? else { return Ok(()) };
     let mut guest = stage.guest().kernel_arg("iommu.strict=0").job(READ).spawn()?;
-    assert_eq!(group_type(&mut guest)?, "DMA-FQ");
-    stage.read_is_right(&mut guest)?;
+    assert_eq!(guest.group_type(DISK, BOOT)?, "DMA-FQ");
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     stage.daemon_says("attached to domain 1 (translated)")?;
     Ok(())
 }
@@ -70,8 +59,8 @@ fn a_guest_that_unmaps_strictly_reads_its_disk_and_leaves_no_entry_behind() -> R
     let Some(stage) = Stage::new(&[])? else { return Ok(()) };
     let job = format!("{READ}; echo read; until dmesg | grep 'fault from EP'; do usleep 100000; done");
     let mut guest = stage.guest().kernel_arg("iommu.strict=1").job(&job).spawn()?;
-    assert_eq!(group_type(&mut guest)?, "DMA");
-    stage.read_is_right(&mut guest)?;
+    assert_eq!(guest.group_type(DISK, BOOT)?, "DMA");
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     guest.wait_for("read", BOOT)?;
     // Where the data buffers were a moment ago there is nothing now.
     let gone = stage.scene.disk.events().into_iter().rev().find_map(|event| match event {
@@ -89,8 +78,8 @@ fn a_guest_that_unmaps_strictly_reads_its_disk_and_leaves_no_entry_behind() -> R
 fn a_guest_in_passthrough_mode_puts_its_disk_into_a_bypass_domain() -> Result<()> {
     let Some(stage) = Stage::new(&[])? else { return Ok(()) };
     let mut guest = stage.guest().kernel_arg("iommu.passthrough=1").job(READ).spawn()?;
-    assert_eq!(group_type(&mut guest)?, "identity");
-    stage.read_is_right(&mut guest)?;
+    assert_eq!(guest.group_type(DISK, BOOT)?, "identity");
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     stage.daemon_says("attached to domain 0 (bypass)")?;
     Ok(())
 }
@@ -104,7 +93,7 @@ fn without_bypass_at_boot_the_firmware_reaches_nothing_and_the_guest_still_reads
     drop(firmware);
     // Firmware that leaves a disk alone which is not to be booted from lets Linux have it.
     let mut guest = stage.guest().argument("-boot").argument("strict=on").job(READ).spawn()?;
-    stage.read_is_right(&mut guest)?;
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     Ok(())
 }
 
@@ -114,8 +103,8 @@ fn a_device_that_is_not_listed_works_beside_the_ones_behind_the_iommu() -> Resul
     let job = format!("{READ}; hexdump -n 4 /dev/hwrng && echo random");
     let guest = stage.guest().device("virtio-rng-pci,addr=3").module("virtio_rng").job(&job);
     let mut guest = guest.spawn()?;
-    assert_eq!(group_type(&mut guest)?, "DMA-FQ");
-    stage.read_is_right(&mut guest)?;
+    assert_eq!(guest.group_type(DISK, BOOT)?, "DMA-FQ");
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     guest.wait_for("random", BOOT)?;
     assert!(!guest.lines().iter().any(|line| line.contains("iommu_groups 0000:00:03.0")));
     Ok(())
@@ -133,7 +122,7 @@ fn an_endpoint_that_only_the_viot_lists_is_named_in_the_log_and_the_guest_still_
     let plain = Guest::new(&stage.testbed).memory_mib(MEMORY_MIB).cpus(2);
     let guest = stage.scene.give_to_with_viot(plain, viot.path()).device("virtio-rng-pci,addr=3");
     let mut guest = guest.job("wait_for /dev/vda; checksum /dev/vda 4").spawn()?;
-    stage.read_is_right(&mut guest)?;
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     stage.daemon_says("PROBE refused: endpoint 0x18 does not exist; the guest's VIOT names it")?;
     Ok(())
 }
@@ -152,9 +141,8 @@ fn firmware_reads_the_disk_behind_the_iommu_before_and_after_each_reboot() -> Re
     let mut guest = guest.spawn()?;
     for boot in 1..=3 {
         guest.wait_for("GRUB reads the kernel", BOOT).with_context(|| format!("boot {boot}"))?;
-        assert_eq!(group_type(&mut guest)?, "DMA-FQ");
-        let sum = guest.value_of("checksum /dev/vda 4 ", BOOT)?;
-        ensure!(sum == image_sum, "boot {boot}: the guest read {sum}, the image has {image_sum}");
+        assert_eq!(guest.group_type(DISK, BOOT)?, "DMA-FQ");
+        guest.reads(DISK_MIB, &image_sum, BOOT).with_context(|| format!("boot {boot}"))?;
         if boot == 2 {
             guest.monitor("system_reset")?;
         }
@@ -170,10 +158,10 @@ fn a_guest_that_is_paused_goes_on_where_it_was() -> Result<()> {
     let Some(stage) = Stage::new(&[])? else { return Ok(()) };
     let job = format!("{READ}; sleep 2; checksum /dev/vda 4");
     let mut guest = stage.guest().job(&job).spawn()?;
-    stage.read_is_right(&mut guest)?;
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     guest.monitor("stop")?;
     guest.monitor("cont")?;
-    stage.read_is_right(&mut guest)?;
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     let log = stage.scene.daemon.as_ref().context("no daemon")?.lines();
     assert!(!log.iter().any(|line| line.contains("device reset")), "{}", log.join("\n"));
     Ok(())

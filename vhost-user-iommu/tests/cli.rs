@@ -146,7 +146,10 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
             &["--socket-path=a", "--control=f", "--guest-memory=1G", "--endpoint", RELAYED],
             "--endpoint 1: the socket f is taken already by control; ",
         ),
-        (&["ctl"], "nothing says what is to be done; `ctl` takes list, plug, unplug, remove or add"),
+        (
+            &["ctl"],
+            "nothing says what is to be done; `ctl` takes list, block, unblock, plug, unplug, remove or add",
+        ),
         (&["ctl", "--socket=x"], "nothing says what is to be done; "),
         (&["ctl", "--socket=x", "add"], "`<SPEC>` is missing; "),
         (&["ctl", "list"], "`--socket` is missing; "),
@@ -254,6 +257,7 @@ fn help_and_version_go_to_standard_output_with_status_0() {
         (&["viot", "--help"], "--iommu <[SEGMENT:]BUS:DEV.FN>"),
         (&["launch", "--help"], "-- <VMM>..."),
         (&["ctl", "--help"], "--socket <PATH>"),
+        (&["ctl", "block", "--help"], "<ID>"),
         (&["ctl", "plug", "--help"], "--device <KEY=VALUE,...>"),
         (&["--version"], concat!("vhost-user-iommu ", env!("CARGO_PKG_VERSION"))),
     ] {

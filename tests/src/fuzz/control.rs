@@ -74,7 +74,15 @@ fn check_replies(mut client: &UnixStream) {
 impl Controlled for Device {
     fn endpoints(&self) -> Vec<EndpointStatus> {
         let (endpoint, kind, state) = ("1".to_owned(), VFIO.to_owned(), "blocked".to_owned());
-        vec![EndpointStatus { endpoint, kind, device: None, state, domain: None }]
+        vec![EndpointStatus { endpoint, kind, device: None, state, domain: None, reason: None }]
+    }
+
+    fn block(&self, _: EndpointId) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn unblock(&self, _: EndpointId) -> Result<(), Refusal> {
+        Err(Refusal::new(Code::BackEnd, "none"))
     }
 
     fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal> {

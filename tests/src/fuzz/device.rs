@@ -9,12 +9,14 @@ use std::fmt::Write;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use vhost_user_iommu::iommu::Iommu;
-use vhost_user_iommu::orders::RelayHandle;
+use vhost_user_iommu::orders::{RelayHandle, orders};
+use vhost_user_iommu::relay::Relay;
 use vhost_user_iommu::sync::Wake;
-use vhost_user_iommu::{Config, EndpointConfig, EndpointKind, Listen};
-use viommu_core::{Access, EndpointId, Iova, IovaRange, Limits};
+use vhost_user_iommu::throttle::Throttle;
+use vhost_user_iommu::{Config, EndpointConfig, EndpointKind, Listen, Protocol};
+use viommu_core::{Access, EndpointId, Features, Iova, IovaRange, Limits};
 
 use super::input::Input;
 use crate::model::request::{self, Wire};
@@ -39,6 +41,26 @@ pub fn iommu(relays: BTreeMap<EndpointId, RelayHandle>) -> (Arc<Iommu>, Arc<Wake
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
     let iommu = Iommu::new(&config(), relays, None, event_waits.clone()).expect("a device that can be made");
     (Arc::new(iommu), event_waits)
+}
+
+/// The relay of [`ENDPOINT`], whose device has a VMM. What the device itself orders is done at once: orders that count are
+/// given by the thread that takes the relay's steps, since that could not wait for them.
+pub fn relay(protocol: Protocol) -> Relay {
+    let (unheard, _) = orders(protocol).expect("a file descriptor");
+    let (iommu, _) = iommu(BTreeMap::from([(ENDPOINT, unheard)]));
+    iommu.connected();
+    iommu.negotiate(Features::OFFERED.bits());
+    Relay {
+        endpoint: ENDPOINT,
+        label: "00:02.0".to_owned(),
+        protocol,
+        backend: "unused".into(),
+        iommu,
+        page_size_mask: 0x1000,
+        aperture: IovaRange::ALL,
+        unmap_timeout: PATIENCE,
+        complaints: Throttle::new(Level::Warn),
+    }
 }
 
 /// # Panics

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use tempfile::TempDir;
 
 use super::console::{Console, NoLine};
@@ -88,6 +88,26 @@ impl RunningGuest {
     pub fn value_of(&mut self, name: &str, within: Duration) -> Result<String> {
         let line = self.wait_for(name, within)?;
         Ok(line.split_once(name).map(|(_, value)| value.trim().to_owned()).unwrap_or_default())
+    }
+
+    /// The type of the IOMMU group of the function `address`, as the guest's kernel calls it, from a job that lists
+    /// groups.
+    ///
+    /// # Errors
+    /// As [`RunningGuest::wait_for`].
+    pub fn group_type(&mut self, address: &str, within: Duration) -> Result<String> {
+        let group = self.value_of(&format!("iommu_groups {address} "), within)?;
+        Ok(group.split_whitespace().last().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until a job has read the first `mib` MiB of its disk, and checks that it read what has the checksum `sum`.
+    ///
+    /// # Errors
+    /// As [`RunningGuest::wait_for`], and that it read something else.
+    pub fn reads(&mut self, mib: usize, sum: &str, within: Duration) -> Result<()> {
+        let read = self.value_of(&format!("checksum /dev/vda {mib} "), within)?;
+        ensure!(read == sum, "the guest read {read}, the image has {sum}");
+        Ok(())
     }
 
     /// Waits until QEMU has exited.

@@ -8,7 +8,9 @@
 mod back_end;
 mod back_end_messages;
 mod bed;
+mod blocked;
 mod conversation;
+mod endurance;
 mod invalidation;
 mod lifecycle;
 mod translation;

@@ -6,6 +6,7 @@
 //! `vhost-user-iommu/src/vfio_user`.
 
 mod bed;
+mod blocked;
 mod device;
 mod hostile;
 mod lifecycle;

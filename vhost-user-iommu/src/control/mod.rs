@@ -30,6 +30,19 @@ pub trait Controlled {
     /// All endpoints, in the order of their ids.
     fn endpoints(&self) -> Vec<EndpointStatus>;
 
+    /// Cuts an endpoint off from the guest's memory, whatever the guest asks for, until it is unblocked. One that is
+    /// blocked already is told so again.
+    ///
+    /// # Errors
+    /// There is no such endpoint, or it cannot be known that it reaches nothing.
+    fn block(&self, endpoint: EndpointId) -> Result<(), Refusal>;
+
+    /// Lets an endpoint reach what the guest lets it reach.
+    ///
+    /// # Errors
+    /// There is no such endpoint, or it stays blocked.
+    fn unblock(&self, endpoint: EndpointId) -> Result<(), Refusal>;
+
     /// Lets go of the device of an endpoint, so that the VMM's release of it is the last: it reaches nothing first.
     ///
     /// # Errors
@@ -103,6 +116,14 @@ fn answer(line: Line<'_>, controlled: &impl Controlled) -> Result<Done, Refusal>
         .map_err(|error| Refusal::new(Code::InvalidRequest, error.to_string()))?;
     match request {
         Request::List {} => return Ok(Done { endpoints: Some(controlled.endpoints()) }),
+        Request::Block { endpoint } => {
+            controlled.block(id_of(&endpoint)?)?;
+            info!("endpoint {}: blocked, as asked for", endpoint.escape_debug());
+        }
+        Request::Unblock { endpoint } => {
+            controlled.unblock(id_of(&endpoint)?)?;
+            info!("endpoint {}: blocked no more, as asked for", endpoint.escape_debug());
+        }
         Request::Remove { endpoint } => {
             controlled.remove_device(id_of(&endpoint)?)?;
             info!("endpoint {}: its device is removed, as asked for", endpoint.escape_debug());

@@ -68,6 +68,10 @@ impl CtlCommand {
     pub(crate) fn new(args: CtlArgs) -> Result<CtlCommand, UsageError> {
         let action = match args.action {
             CtlAction::List => Action::Ask(Request::List {}, None),
+            CtlAction::Block { endpoint } => Action::Ask(Request::Block { endpoint: endpoint.label }, None),
+            CtlAction::Unblock { endpoint } => {
+                Action::Ask(Request::Unblock { endpoint: endpoint.label }, None)
+            }
             CtlAction::Remove { endpoint } => Action::Ask(Request::Remove { endpoint: endpoint.label }, None),
             CtlAction::Add { endpoint } => {
                 let file = file_of(&endpoint)?;

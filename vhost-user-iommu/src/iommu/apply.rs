@@ -21,7 +21,7 @@ use viommu_core::mapping::Mapping;
 use viommu_core::{Change, Domain, DomainId, EndpointId, HostError, IovaRange};
 use viommu_nested::shadow::Known;
 
-use crate::orders::{RelayHandle, View, Work};
+use crate::orders::{Outcome, RelayHandle, View, Work};
 
 use super::Iommu;
 
@@ -84,7 +84,7 @@ impl Iommu {
     }
 
     /// Those of `endpoints` that are told what they may reach.
-    fn told(&self, mut endpoints: Vec<EndpointId>) -> Vec<EndpointId> {
+    pub(super) fn told(&self, mut endpoints: Vec<EndpointId>) -> Vec<EndpointId> {
         endpoints.retain(|endpoint| self.relays.get(endpoint).is_some_and(RelayHandle::is_told));
         endpoints
     }
@@ -96,14 +96,15 @@ impl Iommu {
         self.order(vec![endpoint], &work)
     }
 
-    fn order(&self, endpoints: Vec<EndpointId>, work: &Work) -> Result<(), HostError> {
-        let concerned: Vec<_> = endpoints.iter().filter_map(|endpoint| self.relays.get(endpoint)).collect();
+    pub(super) fn order(&self, endpoints: Vec<EndpointId>, work: &Work) -> Result<(), HostError> {
+        let relay_of = |endpoint: &EndpointId| Some((*endpoint, self.relays.get(endpoint)?));
+        let concerned: Vec<_> = endpoints.iter().filter_map(relay_of).collect();
         if concerned.is_empty() {
             return Ok(());
         }
         let (done, outcomes) = mpsc::channel();
-        for relay in &concerned {
-            relay.order(work.clone(), done.clone());
+        for (endpoint, relay) in &concerned {
+            self.give(*endpoint, relay, work.clone(), done.clone());
         }
         let deadline = Instant::now() + self.unmap_timeout;
         let mut all = Ok(());
@@ -117,11 +118,23 @@ impl Iommu {
         all
     }
 
+    /// Gives an order. An endpoint that is cut off enters nothing; one that will be a moment later is ordered so after this.
+    fn give(&self, endpoint: EndpointId, relay: &RelayHandle, work: Work, done: mpsc::Sender<Outcome>) {
+        match work {
+            Work::Enter(view) => {
+                let state = self.state();
+                let view = if state.is_cut_off(endpoint) { View::Nothing } else { view };
+                relay.order(Work::Enter(view), done);
+            }
+            work => relay.order(work, done),
+        }
+    }
+
     fn not_acknowledged(&self, endpoints: &[EndpointId]) -> HostError {
         let labels: Vec<&str> = endpoints.iter().map(|endpoint| self.label(*endpoint)).collect();
         error!(
-            "a back-end of {} did not acknowledge an invalidation within {} ms: it may still use memory that the \
-             guest takes back; the guest is told that its request failed",
+            "a back-end of {} did not acknowledge an invalidation within {} ms: it may still use memory that is \
+             taken from it; whoever asked for that is told that it failed",
             labels.join(", "),
             self.unmap_timeout.as_millis()
         );

@@ -4,11 +4,11 @@
 
 use std::os::fd::OwnedFd;
 
-use viommu_core::EndpointId;
+use viommu_core::{EndpointId, HostError};
 
 use crate::config::Protocol;
 use crate::control::Controlled;
-use crate::control::protocol::{Code, EndpointStatus, Refusal, VFIO};
+use crate::control::protocol::{Cause, Code, EndpointStatus, LISTED, Reason, Refusal, VFIO};
 use crate::orders::RelayHandle;
 
 use super::Iommu;
@@ -44,32 +44,72 @@ impl Controlled for Iommu {
         self.tender.expect(endpoint);
         Ok(())
     }
+
+    fn block(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+        let label = self.check_known(endpoint)?;
+        if self.kind(endpoint) == LISTED {
+            let message = format!("{label} is merely listed: nothing of it passes through the daemon");
+            return Err(Refusal::new(Code::NothingBehind, message));
+        }
+        self.cut_off(endpoint).map_err(|error| {
+            let outcome = match self.state().is_cut_off(endpoint) {
+                true => {
+                    "it is blocked, but may still use memory that it had: block it again, or end the back-end"
+                }
+                false => "it is not blocked",
+            };
+            self.not_done(endpoint, &error, outcome)
+        })
+    }
+
+    fn unblock(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+        self.check_known(endpoint)?;
+        self.restore(endpoint).map_err(|error| self.not_done(endpoint, &error, "it stays blocked"))
+    }
 }
 
 impl Iommu {
     fn status(&self, endpoint: EndpointId) -> EndpointStatus {
         // Before the state is locked: this looks at the address spaces.
         let name = self.vfio.as_ref().and_then(|vfio| vfio.name_of(endpoint));
+        let reason = self.reason(endpoint);
         let state = self.state();
-        let device = state.device();
-        let domain = device.domain_of(endpoint);
-        let is_bypass = match domain.and_then(|domain| device.domain(domain)) {
-            Some(domain) => domain.is_bypass(),
-            None => device.bypass(),
-        };
-        let reaches = match domain {
-            _ if !state.is_connected() => "blocked",
-            _ if is_bypass => "bypass",
-            Some(_) => "translated",
-            None => "blocked",
+        let reaches = match state.domain_served(endpoint) {
+            _ if reason.is_some() => "blocked",
+            Some(Some(domain)) if domain.is_bypass() => "bypass",
+            Some(Some(_)) => "translated",
+            Some(None) if state.device().bypass() => "bypass",
+            Some(None) | None => "blocked",
         };
         EndpointStatus {
             endpoint: self.label(endpoint).to_owned(),
             kind: self.kind(endpoint).to_owned(),
             device: name,
             state: reaches.to_owned(),
-            domain: domain.map(|domain| domain.0),
+            domain: state.device().domain_of(endpoint).map(|domain| domain.0),
+            reason,
         }
+    }
+
+    /// Why an endpoint is blocked, where that is not by the guest's word.
+    fn reason(&self, endpoint: EndpointId) -> Option<Reason> {
+        // Before the state is locked, too.
+        let is_with_group = self.vfio.as_ref().is_some_and(|vfio| vfio.shadow().is_cut_off(endpoint));
+        let state = self.state();
+        let (code, message) = if state.is_cut_off(endpoint) {
+            (Cause::Operator, "by the operator")
+        } else if is_with_group {
+            (Cause::Operator, "by the operator, with another of its IOMMU group")
+        } else if !state.is_connected() {
+            (Cause::NoVmm, "there is no VMM")
+        } else if let Some(why) = state.failed(endpoint) {
+            (Cause::BackEnd, why)
+        } else if state.domain_served(endpoint).is_none() {
+            (Cause::Restart, "until it restarts or is attached")
+        } else {
+            return None;
+        };
+        Some(Reason { code, message: message.to_owned() })
     }
 
     fn kind(&self, endpoint: EndpointId) -> &'static str {
@@ -78,17 +118,31 @@ impl Iommu {
             Some(Protocol::VhostUser) => "vhost-user",
             Some(Protocol::VfioUser(_)) => "vfio-user",
             None if is_vfio => VFIO,
-            None => "listed",
+            None => LISTED,
         }
     }
 
     fn check_vfio(&self, endpoint: EndpointId) -> Result<(), Refusal> {
-        match self.labels.get(&endpoint) {
-            None => Err(Refusal::new(Code::UnknownEndpoint, "the daemon was given no such endpoint")),
-            Some(label) if self.kind(endpoint) != VFIO => {
-                Err(Refusal::new(Code::NotVfio, format!("{label} is no VFIO endpoint")))
+        let label = self.check_known(endpoint)?;
+        match self.kind(endpoint) {
+            VFIO => Ok(()),
+            _ => Err(Refusal::new(Code::NotVfio, format!("{label} is no VFIO endpoint"))),
+        }
+    }
+
+    fn check_known(&self, endpoint: EndpointId) -> Result<&str, Refusal> {
+        let label = self.labels.get(&endpoint).map(String::as_str);
+        label.ok_or_else(|| Refusal::new(Code::UnknownEndpoint, "the daemon was given no such endpoint"))
+    }
+
+    /// Why something has not become of an endpoint as it should have; `outcome` is what has.
+    fn not_done(&self, endpoint: EndpointId, error: &HostError, outcome: &str) -> Refusal {
+        let label = self.label(endpoint);
+        match self.relays.contains_key(&endpoint) {
+            true => Refusal::new(Code::BackEnd, format!("{label}: {error}; {outcome}")),
+            false => {
+                Refusal::new(Code::Host, format!("{label}: the host's kernel refuses: {error}; {outcome}"))
             }
-            Some(_) => Ok(()),
         }
     }
 }

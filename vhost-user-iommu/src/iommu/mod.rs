@@ -13,6 +13,7 @@
 mod account;
 mod apply;
 mod control;
+mod cut_off;
 mod devices;
 mod requests;
 mod reserved;
@@ -189,6 +190,16 @@ impl Iommu {
         }
     }
 
+    /// The relay of the endpoint carries messages between a VMM and the back-end.
+    pub fn relay_begins(&self, endpoint: EndpointId) {
+        self.state().set_failed(endpoint, None);
+    }
+
+    /// The relay of the endpoint carries nothing more until a VMM connects anew.
+    pub fn relay_failed(&self, endpoint: EndpointId, why: String) {
+        self.state().set_failed(endpoint, Some(why));
+    }
+
     /// The VMM has stopped the rings.
     pub fn stop(&self) {
         self.state().stop();
@@ -236,7 +247,11 @@ impl Iommu {
     /// Reports an access that was refused.
     pub fn report(&self, fault: Fault) {
         self.account.count_fault();
-        self.faults.log(|| format!("fault: {}: {fault}", self.label(fault.endpoint)));
+        self.faults.log(|| {
+            let is_cut_off = self.state().is_cut_off(fault.endpoint);
+            let why = if is_cut_off { " (blocked by the operator)" } else { "" };
+            format!("fault: {}{why}: {fault}", self.label(fault.endpoint))
+        });
         self.state().device_mut().report(fault);
         self.event_waits.wake();
     }

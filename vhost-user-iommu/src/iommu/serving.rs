@@ -18,8 +18,12 @@
 //! | ATTACH done                   | Live             | -         | Live    |
 //! | endpoint restarts or connects | Live             | Live      | Live    |
 //! | VMM gone                      | Blocked          | Blocked   | Blocked |
+//! | operator blocks, or unblocks  | Live             | Lingering | Blocked |
 //!
 //! (1) Lingering, unless others were attached and linger from now on: then Blocked.
+//!
+//! What whoever runs the machine has blocked is *cut off*: it reaches nothing, while all of this goes on beneath. None of the
+//! other events ends that, and where it ends the endpoint reaches what it would have without.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -54,6 +58,10 @@ pub struct State {
     /// Physical devices have not followed the last reset yet.
     has_untold_reset: bool,
     serving: BTreeMap<EndpointId, Serving>,
+    /// Those that reach nothing, however they are served.
+    cut_off: BTreeSet<EndpointId>,
+    /// Relayed endpoints that nothing is carried for, and why.
+    failed: BTreeMap<EndpointId, String>,
     /// Endpoints that were looked at while a change was under way.
     unsettled: BTreeSet<EndpointId>,
 }
@@ -71,6 +79,8 @@ impl State {
             is_starting: false,
             has_untold_reset: false,
             serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
+            cut_off: BTreeSet::new(),
+            failed: BTreeMap::new(),
             unsettled: BTreeSet::new(),
         })
     }
@@ -169,6 +179,45 @@ impl State {
         tells_reset
     }
 
+    /// The endpoint reaches nothing until it is restored.
+    pub fn cut_off(&mut self, endpoint: EndpointId) {
+        self.cut_off.insert(endpoint);
+    }
+
+    /// The endpoint reaches again what it is served.
+    pub fn restore(&mut self, endpoint: EndpointId) {
+        self.cut_off.remove(&endpoint);
+    }
+
+    /// Whether the endpoint is cut off.
+    pub fn is_cut_off(&self, endpoint: EndpointId) -> bool {
+        self.cut_off.contains(&endpoint)
+    }
+
+    /// The relay of the endpoint carries nothing any more, for this reason, or begins anew.
+    pub fn set_failed(&mut self, endpoint: EndpointId, why: Option<String>) {
+        match why {
+            Some(why) => drop(self.failed.insert(endpoint, why)),
+            None => drop(self.failed.remove(&endpoint)),
+        }
+    }
+
+    /// Why the relay of the endpoint carries nothing, if that is so.
+    pub fn failed(&self, endpoint: EndpointId) -> Option<&str> {
+        self.failed.get(&endpoint).map(String::as_str)
+    }
+
+    /// The domain that a relayed endpoint is in, or lingers in; `None` for one that is blocked until it restarts.
+    pub fn domain_served(&self, endpoint: EndpointId) -> Option<Option<&Domain>> {
+        match self.serving.get(&endpoint) {
+            Some(Serving::Blocked) => None,
+            Some(Serving::Lingering(domain)) => Some(Some(domain)),
+            Some(Serving::Live) | None => {
+                Some(self.device.domain_of(endpoint).and_then(|id| self.device.domain(id)))
+            }
+        }
+    }
+
     /// Whether an endpoint has told of a reset, of which physical devices are to be told now.
     pub fn take_untold_reset(&mut self) -> bool {
         std::mem::take(&mut self.has_untold_reset)
@@ -179,7 +228,7 @@ impl State {
         //= virtio#devicenormative:IOMMU/Device operations A11
         // What lingers is the last address space; an IOVA of it is never taken for a GPA.
         match self.serving.get(&endpoint) {
-            _ if !self.is_connected => Err(refuse(FaultReason::Domain)),
+            _ if !self.is_connected || self.is_cut_off(endpoint) => Err(refuse(FaultReason::Domain)),
             Some(Serving::Lingering(domain)) => {
                 domain.lookup(iova, access).ok_or(refuse(FaultReason::Mapping))
             }
@@ -194,7 +243,7 @@ impl State {
             self.unsettled.insert(endpoint);
         }
         match self.serving.get(&endpoint) {
-            _ if !self.is_connected => View::Nothing,
+            _ if !self.is_connected || self.is_cut_off(endpoint) => View::Nothing,
             Some(Serving::Blocked) => View::Nothing,
             Some(Serving::Lingering(domain)) => view_of(domain, |_| true),
             Some(Serving::Live) | None => {

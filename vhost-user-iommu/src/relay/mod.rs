@@ -109,6 +109,7 @@ impl Relay {
             }
         };
         info!("endpoint {label}: VMM connected");
+        self.iommu.relay_begins(self.endpoint);
         match self.protocol {
             Protocol::VhostUser => match Conversation::new(self, front, back) {
                 Ok(mut conversation) => {
@@ -129,8 +130,14 @@ impl Relay {
         let label = &self.label;
         match end {
             Ok(End::Front) => info!("endpoint {label}: VMM disconnected"),
-            Ok(End::Back) => error!("endpoint {label}: the back-end disconnected; the VMM loses the device"),
-            Err(error) => error!("endpoint {label}: {error}; the connection ends"),
+            Ok(End::Back) => {
+                error!("endpoint {label}: the back-end disconnected; the VMM loses the device");
+                self.iommu.relay_failed(self.endpoint, "the back-end disconnected".to_owned());
+            }
+            Err(error) => {
+                error!("endpoint {label}: {error}; the connection ends");
+                self.iommu.relay_failed(self.endpoint, error.to_string());
+            }
         }
     }
 }
