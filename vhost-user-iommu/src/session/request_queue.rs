@@ -19,7 +19,7 @@ use super::ring::Ring;
 
 impl Queues {
     /// Serves requests until there are none, and asks to be kicked for the next. What is to be done `between` requests is
-    /// done whenever there are none for now.
+    /// done whenever those are served that were there.
     pub fn serve_requests(&self, ring: &Ring, between: impl Fn()) {
         lock(&self.polling).woken();
         while let Err(error) = self.serve_all_requests(ring, &between) {
@@ -27,40 +27,36 @@ impl Queues {
             // The driver may have put the ring right before it could see that it is to kick again. Where even this
             // fails, the ring is out of reach for the driver's wishes, too.
             let may_be_right = ring.enable_notification().unwrap_or(false);
-            if !may_be_right || self.serve_available_requests(ring).is_err() {
+            if !may_be_right || self.serve_next_requests(ring).is_err() {
                 return;
             }
         }
     }
 
     fn serve_all_requests(&self, ring: &Ring, between: &impl Fn()) -> Result<(), Error> {
+        ring.disable_notification()?;
         loop {
-            ring.disable_notification()?;
-            self.serve_available_requests(ring)?;
+            self.serve_next_requests(ring)?;
             between();
             let found = lock(&self.polling).finds(|| self.is_over() || ring.has_news()) && ring.is_running();
-            let is_more = found || ring.enable_notification()?;
-            if !is_more || self.is_over() {
+            if self.is_over() || !found && !ring.enable_notification()? {
                 return Ok(());
+            }
+            if !found {
+                ring.disable_notification()?;
             }
         }
     }
 
-    fn serve_available_requests(&self, ring: &Ring) -> Result<(), Error> {
-        let mut taken = lock(&self.taken);
-        while !self.is_over() {
-            let memory = ring.memory();
-            // The ring is locked while its next chains are looked at, not while requests are served.
-            take(ring, &memory, &mut taken)?;
-            if taken.is_empty() {
-                break;
-            }
-            let mut left = taken.as_slice();
-            // Where it stops, the driver finds those that are left in it.
-            while !left.is_empty() && !self.is_over() && ring.is_running() {
-                let count = self.answer(ring, left, &memory)?;
-                left = left.get(count..).unwrap_or_default();
-            }
+    fn serve_next_requests(&self, ring: &Ring) -> Result<(), Error> {
+        let (mut taken, memory) = (lock(&self.taken), ring.memory());
+        // The ring is locked while its next chains are looked at, not while requests are served.
+        take(ring, &memory, &mut taken)?;
+        let mut left = taken.as_slice();
+        // Where it stops, the driver finds those that are left in it.
+        while !left.is_empty() && !self.is_over() && ring.is_running() {
+            let count = self.answer(ring, left, &memory)?;
+            left = left.get(count..).unwrap_or_default();
         }
         Ok(())
     }
