@@ -11,6 +11,7 @@
 //! What it was told of a change that fails is put right after. The hardware comes last, since that cannot be undone so
 //! easily.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -65,15 +66,21 @@ impl Iommu {
     }
 
     /// Has these endpoints reach what they are to reach, whatever they were told meanwhile.
-    pub(super) fn put_right(&self, endpoints: Vec<EndpointId>) {
+    pub(super) fn put_right(&self, endpoints: BTreeSet<EndpointId>) {
         if !endpoints.is_empty() {
             // A failure has been told of, and the relay blocks an endpoint that does not follow.
-            let _ = self.order(self.told(endpoints), &Work::Refresh);
+            let _ = self.order(self.told(endpoints.into_iter().collect()), &Work::Refresh);
         }
     }
 
+    /// The endpoints of a domain that other processes serve.
     fn members(&self, domain: DomainId) -> Vec<EndpointId> {
-        self.state().device().domain(domain).into_iter().flat_map(Domain::endpoints).collect()
+        if self.relays.is_empty() {
+            return Vec::new();
+        }
+        let state = self.state();
+        let members = state.device().domain(domain).into_iter().flat_map(Domain::endpoints);
+        members.filter(|endpoint| self.relays.contains_key(endpoint)).collect()
     }
 
     /// Those of `endpoints` that are told what they may reach.

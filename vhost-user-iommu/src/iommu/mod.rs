@@ -281,8 +281,9 @@ impl Iommu {
             self.tell(change);
         }
         let concerned = if applied.is_err() { self.concerned(change) } else { Vec::new() };
-        let (reply, unsettled) = self.state().finish(change, applied);
-        self.put_right(concerned.into_iter().chain(unsettled).collect());
+        let (reply, mut unsettled) = self.state().finish(change, applied);
+        unsettled.extend(concerned);
+        self.put_right(unsettled);
         // What was asked for under a table that is gone.
         self.pass_answers_on();
         if !matches!(
