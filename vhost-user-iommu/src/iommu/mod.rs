@@ -351,3 +351,6 @@ impl Iommu {
         lock(&self.state)
     }
 }
+
+#[cfg(test)]
+mod tests;
