@@ -10,6 +10,7 @@ mod back_end_messages;
 mod bed;
 mod blocked;
 mod conversation;
+mod endurance;
 mod invalidation;
 mod lifecycle;
 mod translation;

@@ -17,7 +17,7 @@ use std::time::Instant;
 use log::error;
 use rustix::io::Errno;
 use viommu_core::mapping::Mapping;
-use viommu_core::{Change, Domain, DomainId, EndpointId, HostError};
+use viommu_core::{Change, Domain, DomainId, EndpointId, HostError, IovaRange};
 use viommu_nested::shadow::Known;
 
 use crate::orders::{Outcome, RelayHandle, View, Work};
@@ -34,13 +34,11 @@ impl Iommu {
             Change::Unmap { domain, range } => self.order(self.members(domain), &Work::Forget(range))?,
             //= virtio#devicenormative:IOMMU/DETACH request A26
             // The request is answered only when the back-end has lost what it had cached.
-            Change::Attach { endpoint, to, bypass, .. } => {
-                let view = if bypass { View::Identity } else { View::Mappings(self.mappings(to)) };
-                self.order(vec![endpoint], &Work::Enter(view))?;
+            Change::Attach { endpoint, bypass: true, .. } => self.enter(endpoint, || View::Identity)?,
+            Change::Attach { endpoint, to, .. } => {
+                self.enter(endpoint, || View::Mappings(self.mappings(to)))?;
             }
-            Change::Detach { endpoint, .. } => {
-                self.order(vec![endpoint], &Work::Enter(of_unattached(self.bypass())))?;
-            }
+            Change::Detach { endpoint, .. } => self.enter(endpoint, || of_unattached(self.bypass()))?,
             Change::Map { .. } => {}
             // Tables are walked by hardware; no back-end has anything of them.
             Change::AttachTable { .. }
@@ -68,8 +66,10 @@ impl Iommu {
 
     /// Has these endpoints reach what they are to reach, whatever they were told meanwhile.
     pub(super) fn put_right(&self, endpoints: Vec<EndpointId>) {
-        // A failure has been told of, and the relay blocks an endpoint that does not follow.
-        let _ = self.order(self.told(endpoints), &Work::Refresh);
+        if !endpoints.is_empty() {
+            // A failure has been told of, and the relay blocks an endpoint that does not follow.
+            let _ = self.order(self.told(endpoints), &Work::Refresh);
+        }
     }
 
     fn members(&self, domain: DomainId) -> Vec<EndpointId> {
@@ -80,6 +80,13 @@ impl Iommu {
     pub(super) fn told(&self, mut endpoints: Vec<EndpointId>) -> Vec<EndpointId> {
         endpoints.retain(|endpoint| self.relays.get(endpoint).is_some_and(RelayHandle::is_told));
         endpoints
+    }
+
+    /// Moves an endpoint, and tells it what it reaches from now on if it is told that.
+    fn enter(&self, endpoint: EndpointId, view: impl FnOnce() -> View) -> Result<(), HostError> {
+        let Some(relay) = self.relays.get(&endpoint) else { return Ok(()) };
+        let work = if relay.is_told() { Work::Enter(view()) } else { Work::Forget(IovaRange::ALL) };
+        self.order(vec![endpoint], &work)
     }
 
     pub(super) fn order(&self, endpoints: Vec<EndpointId>, work: &Work) -> Result<(), HostError> {

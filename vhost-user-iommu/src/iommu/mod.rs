@@ -279,7 +279,6 @@ impl Iommu {
 
     /// The second and third step of a change that was begun in this turn.
     fn carry_out(&self, change: &Change) -> Reply {
-        self.state().set_under_way();
         let applied = self.apply(change);
         if applied.is_ok() {
             self.tell(change);

@@ -62,9 +62,7 @@ pub struct State {
     cut_off: BTreeSet<EndpointId>,
     /// Relayed endpoints that nothing is carried for, and why.
     failed: BTreeMap<EndpointId, String>,
-    /// Whether a change is being applied.
-    is_under_way: bool,
-    /// Endpoints that were looked at meanwhile.
+    /// Endpoints that were looked at while a change was under way.
     unsettled: BTreeSet<EndpointId>,
 }
 
@@ -83,7 +81,6 @@ impl State {
             serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
             cut_off: BTreeSet::new(),
             failed: BTreeMap::new(),
-            is_under_way: false,
             unsettled: BTreeSet::new(),
         })
     }
@@ -119,11 +116,6 @@ impl State {
         step
     }
 
-    /// A change that was begun is going to be applied.
-    pub fn set_under_way(&mut self) {
-        self.is_under_way = true;
-    }
-
     /// The last step of a change. Comes with the endpoints that were looked at since it was begun.
     pub fn finish(
         &mut self,
@@ -133,7 +125,6 @@ impl State {
         if let (Change::Attach { endpoint, .. }, Ok(())) = (change, &applied) {
             self.move_endpoint(*endpoint, |_| Serving::Live);
         }
-        self.is_under_way = false;
         (self.device.finish(applied), std::mem::take(&mut self.unsettled))
     }
 
@@ -248,7 +239,7 @@ impl State {
 
     /// All that `lookup` would allow an endpoint.
     pub fn view(&mut self, endpoint: EndpointId) -> View {
-        if self.is_under_way {
+        if self.device.change_under_way().is_some() {
             self.unsettled.insert(endpoint);
         }
         match self.serving.get(&endpoint) {
