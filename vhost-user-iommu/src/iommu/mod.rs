@@ -349,3 +349,6 @@ impl Iommu {
         lock(&self.state)
     }
 }
+
+#[cfg(test)]
+mod tests;
