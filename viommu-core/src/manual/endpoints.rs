@@ -12,7 +12,9 @@
 //!   knows of no IOMMU.
 //! - The back-end's misses come to the relay, which answers from the device: first the entry, then the answer to the
 //!   miss, waiting for nothing. Addresses in the entries are the VMM's: keys into the memory table that the back-end has
-//!   too.
+//!   too. An entry allows what the mapping allows. A miss that asks to read and to write is granted both where the
+//!   mapping allows to write alone, which virtio leaves open: DPDK asks so for buffers that it only writes to, and has
+//!   no use for an entry with less.
 //! - The ring addresses that the VMM sends are its own addresses of the GPAs that it takes the guest's IOVAs for. As
 //!   long as every IOVA is also a GPA, that can be undone exactly: so the aperture has to lie inside guest memory
 //!   (`--guest-memory`), and the holes of that are reserved regions.
