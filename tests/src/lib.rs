@@ -14,6 +14,7 @@ pub mod model;
 pub mod peers;
 pub mod scene;
 pub mod table_model;
+pub mod testpmd;
 pub mod vfio_user_disk;
 pub mod vfio_user_vmm;
 pub mod vfio_vmm;
