@@ -171,8 +171,8 @@ fn a_guest_outlives_dpdk_and_uses_the_one_that_comes_after_it() -> Result<()> {
         answers() {{ until ping -c 1 -w 5 198.18.0.3; do echo no answer; done; }}
         carrier() {{ until [ $(cat /sys/class/net/$near/carrier) = $1 ]; do usleep 100000; done; }}
         answers
-        {LISTEN} cat >/dev/null & {LISTENS}
-        yes | nc 198.18.0.3 1000 &
+        {LISTEN} cat & {LISTENS}
+        yes | nc 198.18.0.3 1000 >/dev/null &
         until [ $(cat /sys/class/net/$near/statistics/tx_packets) -ge 200 ]; do usleep 100000; done
         echo busy
         carrier 0

@@ -30,6 +30,11 @@
 //!   `guest_announce`). QEMU serves that queue itself, and takes IOVAs for GPAs: a guest that has one waits for its
 //!   first answer for ever, and QEMU reads and writes what the guest never meant. Nothing in vhost-user tells the
 //!   relay of it. Without that queue there is one pair of data queues.
+//! - **Queues of 256.** DPDK takes entries that follow each other for one piece of memory. What lies in two mappings,
+//!   as in two pages apart, leads it to memory behind the first, mapped or not. Linux maps a buffer in one piece, but
+//!   a ring page by page: with `rx_queue_size` and `tx_queue_size` at QEMU's 256 every part of a ring is one page,
+//!   with 1024 (`iommu.strict=1`) the interface stopped at descriptors that were none. A driver that means to can
+//!   reach more by this than it has mapped, with any IOMMU: where that matters, DPDK is not the back-end to use.
 //! - **Checksums** are a matter of who forwards: testpmd computes none, hence `csum=off,guest_csum=off`.
 //! - **Packets wait for their entries.** DPDK does not take a packet for the guest while it has no entry for the
 //!   buffer, and asks for it. Who sends the packet has to try again: testpmd drops it unless it is told `set fwd io
