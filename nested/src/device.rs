@@ -189,17 +189,21 @@ impl Attach for Cdev {
 }
 
 /// A device and what it is attached to, which lasts as long: the kernel destroys no page table that is in use.
+///
+/// One that is cut off is attached to nothing as far as the kernel is concerned. What it is attached to here is then what it
+/// gets when it is restored.
 #[derive(Debug)]
 pub struct Attached<D> {
     // First: a field is dropped before those that follow it.
     device: D,
     tables: BTreeMap<Option<u32>, PageTable>,
+    is_cut_off: bool,
 }
 
 impl<D: Attach> Attached<D> {
     /// A device that is attached to nothing, or to what others look after.
     pub fn new(device: D) -> Attached<D> {
-        Attached { device, tables: BTreeMap::new() }
+        Attached { device, tables: BTreeMap::new(), is_cut_off: false }
     }
 
     /// The device.
@@ -227,8 +231,39 @@ impl<D: Attach> Attached<D> {
     /// # Errors
     /// Of [`Attach::attach`]; it is attached to what it was then.
     pub fn attach(&mut self, table: PageTable, pasid: Option<u32>) -> Result<()> {
-        self.device.attach(&table, pasid)?;
+        if !self.is_cut_off {
+            self.device.attach(&table, pasid)?;
+        }
         self.tables.insert(pasid, table);
+        Ok(())
+    }
+
+    /// Whether it is cut off.
+    pub fn is_cut_off(&self) -> bool {
+        self.is_cut_off
+    }
+
+    /// Cuts it off, its PASIDs included. One that is cut off already is detached once more: others may have attached it.
+    ///
+    /// # Errors
+    /// Of [`Attach::detach`]. It counts as cut off then, and is to be restored.
+    pub fn cut_off(&mut self) -> Result<()> {
+        self.is_cut_off = true;
+        if !self.device.is_bound() {
+            return Ok(());
+        }
+        self.pasids().map(Some).chain([None]).try_for_each(|pasid| self.device.detach(pasid))
+    }
+
+    /// Lets it reach again what it is attached to.
+    ///
+    /// # Errors
+    /// Of [`Attach::attach`]. It counts as cut off then, and is to be cut off once more.
+    pub fn restore(&mut self) -> Result<()> {
+        if self.is_cut_off && self.device.is_bound() {
+            self.tables.iter().try_for_each(|(pasid, table)| self.device.attach(table, *pasid))?;
+        }
+        self.is_cut_off = false;
         Ok(())
     }
 
@@ -257,7 +292,10 @@ impl<D: Attach> Attached<D> {
     /// # Errors
     /// Of [`Attach::detach`]; it is attached to what it was then.
     pub fn detach(&mut self, pasid: Option<u32>) -> Result<()> {
-        self.device.detach(pasid)?;
+        // Of one that is cut off no PASID is attached, and nobody else attaches any.
+        if pasid.is_none() || !self.is_cut_off {
+            self.device.detach(pasid)?;
+        }
         self.tables.remove(&pasid);
         Ok(())
     }

@@ -61,15 +61,25 @@ boot_number() {
   echo "boot_number $1 $number"
 }
 
-# iops DEVICE COUNT: how many reads of 4 KiB a second, one after another, without the page cache. The clock ticks every
-# 10 ms: take a count that lasts for a second or more.
+# iops DEVICE COUNT KIB: how many reads of KIB KiB a second, one after another, without the page cache. The clock ticks
+# every 10 ms: take a count that lasts for a second or more.
 iops() {
   local begin end
   wait_for "$1"
   begin=$(cut -d ' ' -f 1 /proc/uptime)
-  dd "if=$1" of=/dev/null bs=4k "count=$2" iflag=direct status=none
+  dd "if=$1" of=/dev/null "bs=${3}k" "count=$2" iflag=direct status=none
   end=$(cut -d ' ' -f 1 /proc/uptime)
-  echo "iops $1 $2 $(awk "BEGIN { print int($2 / ($end - $begin)) }")"
+  echo "iops $1 $2 $3 $(awk "BEGIN { print int($2 / ($end - $begin)) }")"
+}
+
+# wait_gone FILE: until a device is unplugged.
+wait_gone() {
+  local tries=0
+  while [ -e "$1" ]; do
+    [ $((tries += 1)) -le 1200 ] || { echo "guest: $1 is there after 60 s"; return 1; }
+    usleep 50000
+  done
+  echo "wait_gone $1"
 }
 
 # interface FUNCTION: the name of this PCI function's network interface: Linux numbers them as it finds them.

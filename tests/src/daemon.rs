@@ -108,6 +108,17 @@ impl Daemon {
         Ok(())
     }
 
+    /// Runs `vhost-user-iommu ctl` at the control socket of a daemon, and returns what it prints.
+    ///
+    /// # Errors
+    /// It is not done; then with what it said.
+    pub fn ctl(control: &Path, words: &[&str]) -> Result<String> {
+        let done =
+            Command::new(Self::program()?).arg("ctl").arg("--socket").arg(control).args(words).output()?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Ok(String::from_utf8(done.stdout)?)
+    }
+
     /// Waits for a line of the log that contains `pattern`, and returns the first one.
     ///
     /// # Errors

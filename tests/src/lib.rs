@@ -12,6 +12,7 @@ pub mod l1;
 pub mod l2;
 pub mod model;
 pub mod peers;
+pub mod relayed;
 pub mod scene;
 pub mod table_model;
 pub mod testpmd;

@@ -4,14 +4,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 use viommu_tests::daemon::Daemon;
-use viommu_tests::guest::{BootFrom, Disk, Guest, Initramfs, OnReset, RunningGuest, Testbed};
+use viommu_tests::guest::{BootFrom, Disk, Guest, Initramfs, OnReset, Testbed};
 use viommu_tests::iotlb_disk::{Image, Outcome, StrayDma};
 use viommu_tests::vfio_user_disk::VfioUserDisk;
 
 const MEMORY_MIB: u32 = 512;
+/// The disk, as the guest calls it.
+const DISK: &str = "0000:00:02.0";
 const DISK_MIB: usize = 4;
 const BOOT: Duration = Duration::from_secs(120);
 const READ: &str = "wait_for /dev/vda; iommu_groups; checksum /dev/vda 4";
@@ -61,27 +63,14 @@ impl Stage {
             .device("vhost-user-test-device-pci,virtio-id=23,num_vqs=2,vq_size=256,config_size=40,chardev=iommu,addr=1")
             .device(&device)
     }
-
-    /// Waits until the guest has read the disk, and checks what it read.
-    fn read_is_right(&self, guest: &mut RunningGuest) -> Result<()> {
-        let sum = guest.value_of("checksum /dev/vda 4 ", BOOT)?;
-        ensure!(sum == self.image_sum, "the guest read {sum}, the image has {}", self.image_sum);
-        Ok(())
-    }
-}
-
-/// The type of the disk's IOMMU group, as the guest's kernel calls it.
-fn group_type(guest: &mut RunningGuest) -> Result<String> {
-    let group = guest.value_of("iommu_groups 0000:00:02.0 ", BOOT)?;
-    Ok(group.split_whitespace().last().unwrap_or_default().to_owned())
 }
 
 fn a_disk_is_read_and_a_stray_access_refused(dma: &str) -> Result<()> {
     let Some(stage) = Stage::of_random(dma)? else { return Ok(()) };
     let job = format!("{READ}; echo read; until dmesg | grep 'fault from EP'; do usleep 100000; done");
     let mut guest = stage.guest().kernel_arg("iommu.strict=1").job(&job).spawn()?;
-    assert_eq!(group_type(&mut guest)?, "DMA");
-    stage.read_is_right(&mut guest)?;
+    assert_eq!(guest.group_type(DISK, BOOT)?, "DMA");
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     stage.daemon.wait_for("endpoint 00:02.0 attached to domain 1 (translated)", BOOT)?;
     guest.wait_for("read", BOOT)?;
     let files = stage.disk.told().iter().filter(|(.., has_file)| *has_file).count();
@@ -108,8 +97,8 @@ fn a_guest_that_unmaps_lazily_or_bypasses_reads_its_disk_as_well() -> Result<()>
     for (argument, group) in [("iommu.strict=0", "DMA-FQ"), ("iommu.passthrough=1", "identity")] {
         let Some(stage) = Stage::of_random("shared")? else { return Ok(()) };
         let mut guest = stage.guest().kernel_arg(argument).job(READ).spawn()?;
-        assert_eq!(group_type(&mut guest)?, group);
-        stage.read_is_right(&mut guest)?;
+        assert_eq!(guest.group_type(DISK, BOOT)?, group);
+        guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     }
     Ok(())
 }
@@ -127,8 +116,8 @@ fn firmware_reads_the_disk_behind_the_iommu_before_and_after_a_reboot() -> Resul
         let mut guest = guest.spawn()?;
         for boot in 1..=2 {
             guest.wait_for("GRUB reads the kernel", BOOT).with_context(|| format!("{dma}, boot {boot}"))?;
-            assert_eq!(group_type(&mut guest)?, "DMA-FQ");
-            stage.read_is_right(&mut guest)?;
+            assert_eq!(guest.group_type(DISK, BOOT)?, "DMA-FQ");
+            guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
         }
     }
     Ok(())

@@ -96,9 +96,9 @@ end
     for part in [
         "is bound to no driver, but has to be to vfio-pci; as root: modprobe vfio-pci && echo vfio-pci > ",
         "status 2\nvfio0\n",
-        "\n/dev/iommu\n/dev/vfio/devices/vfio0\n00:03.0: vfio 0000:00:01.0, blocked\n1 of the daemon\n",
-        "\n00:03.0: vfio, its device is removed, blocked\n0 of the daemon\n",
-        "\nvhost-user-iommu: the endpoint's device is removed already\n",
+        "\n/dev/iommu\n/dev/vfio/devices/vfio0\n00:03.0: vfio 0000:00:01.0, blocked: there is no VMM\n1 of the daemon\n",
+        "\n00:03.0: vfio, its device is removed, blocked: there is no VMM\n0 of the daemon\n",
+        "\nvhost-user-iommu: the endpoint has no device\n",
         "\nstatus 1\n",
         "\nnothing left",
     ] {

@@ -80,11 +80,8 @@ impl Device {
 fn read(device: &Device, guest: &Guest, group_type: Option<&str>) -> Result<String> {
     let mut guest = guest.spawn()?;
     if let Some(expected) = group_type {
-        let group = guest.value_of(&format!("iommu_groups 0000:{ENDPOINT} "), WITHIN)?;
-        ensure!(
-            group.ends_with(&format!(" {expected}")),
-            "the guest has it in group {group}, not {expected}"
-        );
+        let found = guest.group_type(&format!("0000:{ENDPOINT}"), WITHIN)?;
+        ensure!(found == expected, "the guest has it in a group of type {found}, not {expected}");
     }
     let sum = match device.is_nvme {
         true => guest.value_of(&format!("checksum /dev/disk {MIB} "), WITHIN)?,

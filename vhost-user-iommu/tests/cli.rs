@@ -146,13 +146,16 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
             &["--socket-path=a", "--control=f", "--guest-memory=1G", "--endpoint", RELAYED],
             "--endpoint 1: the socket f is taken already by control; ",
         ),
-        (&["ctl"], "nothing says what is to be done; `ctl` takes list, plug, unplug, remove or add"),
+        (
+            &["ctl"],
+            "nothing says what is to be done; `ctl` takes list, block, unblock, plug, unplug, remove or add",
+        ),
         (&["ctl", "--socket=x"], "nothing says what is to be done; "),
         (&["ctl", "--socket=x", "add"], "`<SPEC>` is missing; "),
         (&["ctl", "list"], "`--socket` is missing; "),
         (&["ctl", "--socket=/nonexistent", "list"], "--socket /nonexistent: no daemon can be asked there: "),
         (&["ctl", "--socket=x", "remove", "eth0"], "`eth0` is not an endpoint id; "),
-        (&["ctl", "--socket=x", "add", "1"], "1: only physical devices come and go; write ID,vfio=fd:N"),
+        (&["ctl", "--socket=x", "add", "1"], "1: nothing says which device is added; write ID,vhost-user="),
         (
             &["ctl", "--socket=x", "add", "1,vfio=fd:9,pasid=on"],
             "1: whether the guest sees a PASID capability is said when the daemon starts; leave pasid out here, ",
@@ -169,7 +172,7 @@ fn a_usage_error_is_one_line_with_the_mend_and_status_2() {
         (&["ctl", "--socket=x", "plug", "1,vfio=65:00.0", "--qmp=q"], "`--device` is missing; "),
         (
             &["ctl", "--socket=x", "plug", "1", "--qmp=q", PLUGGED],
-            "1: only physical devices come and go; write ID,vfio=DEVICE",
+            "1: `plug` is for physical devices; write ID,vfio=DEVICE",
         ),
         (
             &["ctl", "--socket=x", "plug", "1,vfio=ff:1f.7", "--qmp=q", PLUGGED],
@@ -254,6 +257,7 @@ fn help_and_version_go_to_standard_output_with_status_0() {
         (&["viot", "--help"], "--iommu <[SEGMENT:]BUS:DEV.FN>"),
         (&["launch", "--help"], "-- <VMM>..."),
         (&["ctl", "--help"], "--socket <PATH>"),
+        (&["ctl", "block", "--help"], "<ID>"),
         (&["ctl", "plug", "--help"], "--device <KEY=VALUE,...>"),
         (&["--version"], concat!("vhost-user-iommu ", env!("CARGO_PKG_VERSION"))),
     ] {

@@ -48,8 +48,15 @@ impl Entries {
         const { assert!(size_of::<E>() > 0, "an entry has bytes") };
         debug_assert!(self.is_empty() || (self.data_type, self.size) == (data_type, size_of::<E>()));
         (self.data_type, self.size) = (data_type, size_of::<E>());
-        let entries = entries.into_iter();
-        self.bytes.reserve(entries.size_hint().0 * self.size);
+        let mut entries = entries.into_iter();
+        // Thousands may come, for which to ask each time whether there is room takes longer than to write them.
+        let mut end = self.bytes.len();
+        self.bytes.resize(end + entries.size_hint().0 * self.size, 0);
+        for (place, entry) in self.bytes[end..].chunks_exact_mut(size_of::<E>()).zip(entries.by_ref()) {
+            place.copy_from_slice(entry.as_bytes());
+            end += size_of::<E>();
+        }
+        self.bytes.truncate(end);
         entries.for_each(|entry| self.bytes.extend_from_slice(entry.as_bytes()));
     }
 

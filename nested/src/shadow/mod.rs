@@ -11,6 +11,8 @@
 //! | endpoint that is blocked | a device attached to nothing                                                |
 //! | table                    | a nested page table over the memory's address space                         |
 //!
+//! Whoever runs the machine can have an endpoint cut off besides: its device is attached to nothing, whatever the guest says.
+//!
 //! The devices are bound to the context by another process, the VMM, which attaches them to an address space of its
 //! own at first. The devices of a group of the host move together: if one of them is in a domain, all reach that.
 //! Everything here is one step of the kernel's, or undoes what it did: after an error all is as it was.
@@ -18,6 +20,7 @@
 
 mod apply;
 mod base;
+mod cut;
 mod group;
 mod invalidate;
 mod mappings;
@@ -58,6 +61,8 @@ pub struct Shadow<D> {
     /// Of the domains that a device is in.
     spaces: BTreeMap<DomainId, Space>,
     endpoints: BTreeMap<EndpointId, Endpoint<D>>,
+    /// Those that reach nothing whatever the guest says, with or without a device.
+    cut_off: BTreeSet<EndpointId>,
     /// Where requests for pages arrive, once somebody may make some.
     faults: Option<Arc<FaultQueue>>,
     /// An epoll instance: readable when a queue is.
@@ -121,6 +126,7 @@ impl<D: Attach> Shadow<D> {
             doorbell,
             spaces: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            cut_off: BTreeSet::new(),
             faults: None,
             sources,
             waiting: BTreeMap::new(),
@@ -143,6 +149,7 @@ impl<D: Attach> Shadow<D> {
             is_member: false,
         };
         self.endpoints.insert(endpoint, new);
+        self.follow_cuts_or_tell(endpoint);
     }
 
     /// Lets go of the device of an endpoint, which reaches nothing any more once all of its group are gone. That it

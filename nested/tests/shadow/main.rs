@@ -3,6 +3,7 @@
 //! A device, the address spaces of its domains, and two mock devices that use them: what the kernel has is what the
 //! device says, whatever fails. `scripts/test l1` runs this in a kernel that has the mock driver.
 
+mod cut;
 mod group;
 mod groups;
 mod notices;

@@ -381,6 +381,27 @@ fn a_pasid_has_a_table_beside_untranslated_memory() {
 }
 
 #[test]
+fn a_device_is_cut_off_with_its_pasids_which_get_the_tables_that_they_have_by_then() {
+    let mut bed = TableBed::new();
+    let [(own, own_word), (first, _), (second, second_word)] = [1, 2, 3].map(on_parent);
+    bed.attach(ONE, None, own).expect("it is attached");
+    for pasid in [PASID, Pasid(5)] {
+        bed.attach(ONE, Some(pasid), first).expect("it is attached");
+    }
+    bed.shadow.cut_off(ONE).expect("it is");
+    bed.attach(ONE, Some(PASID), second).expect("it is noted");
+    bed.apply(Change::DetachPasid { endpoint: ONE, pasid: Pasid(5), from: DOMAIN }).expect("it goes");
+    for pasid in [PASID, Pasid(5)] {
+        bed.mock(ONE).check_pasid(pasid.0, None).expect("the kernel has nothing for it");
+    }
+    assert!(bed.shadow.device(ONE).is_some_and(Member::is_blocked));
+    bed.shadow.restore(ONE).expect("it is");
+    bed.is_at(ONE, None, own_word);
+    bed.is_at(ONE, Some(PASID), second_word);
+    bed.is_free(ONE, Pasid(5));
+}
+
+#[test]
 fn whoever_moves_to_a_bypass_domain_has_no_pasids_any_more() {
     let mut bed = TableBed::new();
     bed.attach(ONE, None, on_parent(1).0).expect("it is attached");

@@ -11,25 +11,21 @@
 mod back_end;
 mod vmm;
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use log::Level;
 use rustix::net::{SendFlags, send};
 use vhost_user_iommu::Protocol;
 use vhost_user_iommu::iommu::{Incoming, Iommu};
 use vhost_user_iommu::message::Channel;
 use vhost_user_iommu::orders::{Orders, Outcome, RelayHandle, Work, orders};
-use vhost_user_iommu::relay::Relay;
 use vhost_user_iommu::relay::conversation::Conversation;
-use vhost_user_iommu::throttle::Throttle;
 use viommu_core::wire::{ReqUnmap, RequestType};
-use viommu_core::{Access, Features, Iova, IovaRange, Status};
+use viommu_core::{Access, Iova, IovaRange, Status};
 use zerocopy::FromBytes;
 
-use super::device::{self, ENDPOINT, PATIENCE};
+use super::device::{self, ENDPOINT};
 use super::input::Input;
 use crate::model::request::TAIL_SIZE;
 
@@ -39,12 +35,13 @@ use vmm::Vmm;
 /// The life of one conversation.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let (iommu, relay) = relay();
+    let relay = device::relay(Protocol::VhostUser);
     let (invalidator, orders) = orders(Protocol::VhostUser).expect("a file descriptor");
     let (vmm, front) = UnixStream::pair().expect("a file descriptor");
     let (back_end, back) = UnixStream::pair().expect("a file descriptor");
     let conversation = Conversation::new(&relay, front, back).expect("a file descriptor");
     let (vmm, back_end) = (Vmm::new(vmm), BackEnd::new(back_end));
+    let iommu = relay.iommu.clone();
     let mut scene = Scene { iommu, invalidator, conversation, vmm, back_end, given: Vec::new() };
     while !input.is_empty() && scene.step(&mut input, &orders).is_some() {}
     // Both leave, and the relay with them.
@@ -61,27 +58,6 @@ struct Scene<'a> {
     back_end: BackEnd,
     /// Invalidations that are not known to be done: the range, the back-end's time, who hears of it.
     given: Vec<(IovaRange, u64, Receiver<Outcome>)>,
-}
-
-/// A device whose endpoint is relayed, but whose own invalidations are done at once: this thread gives those that
-/// count, since it could not wait for them.
-fn relay() -> (Arc<Iommu>, Relay) {
-    let (invalidator, _) = orders(Protocol::VhostUser).expect("a file descriptor");
-    let (iommu, _) = device::iommu(BTreeMap::from([(ENDPOINT, invalidator)]));
-    iommu.connected();
-    iommu.negotiate(Features::OFFERED.bits());
-    let relay = Relay {
-        endpoint: ENDPOINT,
-        label: "00:02.0".to_owned(),
-        protocol: Protocol::VhostUser,
-        backend: "unused".into(),
-        iommu: iommu.clone(),
-        page_size_mask: 0x1000,
-        aperture: IovaRange::ALL,
-        unmap_timeout: PATIENCE,
-        complaints: Throttle::new(Level::Warn),
-    };
-    (iommu, relay)
 }
 
 impl Scene<'_> {

@@ -9,21 +9,17 @@
 mod server;
 mod vmm;
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use log::Level;
 use vhost_user_iommu::iommu::{Incoming, Iommu};
 use vhost_user_iommu::orders::{Orders, Outcome, RelayHandle, Work, orders};
-use vhost_user_iommu::relay::Relay;
-use vhost_user_iommu::throttle::Throttle;
 use vhost_user_iommu::vfio_user::Conversation;
 use vhost_user_iommu::{Dma, Protocol};
-use viommu_core::{Features, IovaRange};
+use viommu_core::IovaRange;
 
-use super::device::{self, ENDPOINT, PATIENCE};
+use super::device;
 use super::input::Input;
 
 use server::Server;
@@ -33,8 +29,9 @@ use vmm::Vmm;
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let dma = input.pick(&[Dma::Shared, Dma::Message]);
-    let relay = relay(dma);
-    let (handle, orders) = orders(Protocol::VfioUser(dma)).expect("a file descriptor");
+    let protocol = Protocol::VfioUser(dma);
+    let relay = device::relay(protocol);
+    let (handle, orders) = orders(protocol).expect("a file descriptor");
     let (vmm, front) = UnixStream::pair().expect("a file descriptor");
     let (server, back) = UnixStream::pair().expect("a file descriptor");
     let conversation = Conversation::new(&relay, dma, front, back);
@@ -56,27 +53,6 @@ struct Scene<'a> {
     server: Server,
     /// What is not known to be unmapped: the range, the server's time, who hears of it.
     given: Vec<(IovaRange, u64, Receiver<Outcome>)>,
-}
-
-/// A device whose endpoint is relayed, but whose own orders are done at once: this thread gives those that count, since it
-/// could not wait for them.
-fn relay(dma: Dma) -> Relay {
-    let protocol = Protocol::VfioUser(dma);
-    let (handle, _) = orders(protocol).expect("a file descriptor");
-    let (iommu, _) = device::iommu(BTreeMap::from([(ENDPOINT, handle)]));
-    iommu.connected();
-    iommu.negotiate(Features::OFFERED.bits());
-    Relay {
-        endpoint: ENDPOINT,
-        label: "00:02.0".to_owned(),
-        protocol,
-        backend: "unused".into(),
-        iommu,
-        page_size_mask: 0x1000,
-        aperture: IovaRange::ALL,
-        unmap_timeout: PATIENCE,
-        complaints: Throttle::new(Level::Warn),
-    }
 }
 
 impl Scene<'_> {

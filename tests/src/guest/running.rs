@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use tempfile::TempDir;
 
 use super::console::{Console, NoLine};
@@ -90,6 +90,26 @@ impl RunningGuest {
         Ok(line.split_once(name).map(|(_, value)| value.trim().to_owned()).unwrap_or_default())
     }
 
+    /// The type of the IOMMU group of the function `address`, as the guest's kernel calls it, from a job that lists
+    /// groups.
+    ///
+    /// # Errors
+    /// As [`RunningGuest::wait_for`].
+    pub fn group_type(&mut self, address: &str, within: Duration) -> Result<String> {
+        let group = self.value_of(&format!("iommu_groups {address} "), within)?;
+        Ok(group.split_whitespace().last().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until a job has read the first `mib` MiB of its disk, and checks that it read what has the checksum `sum`.
+    ///
+    /// # Errors
+    /// As [`RunningGuest::wait_for`], and that it read something else.
+    pub fn reads(&mut self, mib: usize, sum: &str, within: Duration) -> Result<()> {
+        let read = self.value_of(&format!("checksum /dev/vda {mib} "), within)?;
+        ensure!(read == sum, "the guest read {read}, the image has {sum}");
+        Ok(())
+    }
+
     /// Waits until QEMU has exited.
     ///
     /// # Errors
@@ -122,11 +142,19 @@ impl RunningGuest {
     /// # Errors
     /// QEMU refuses the command, or does not answer.
     pub fn monitor(&mut self, command: &str) -> Result<String> {
+        self.monitor_with(command, "{}")
+    }
+
+    /// The same for a command with arguments, an object of JSON in one line.
+    ///
+    /// # Errors
+    /// As [`RunningGuest::monitor`].
+    pub fn monitor_with(&mut self, command: &str, arguments: &str) -> Result<String> {
         let qmp = match &mut self.qmp {
             Some(qmp) => qmp,
             none => none.insert(Qmp::connect(&Self::monitor_in(self.folder.path()))?),
         };
-        qmp.execute(command)
+        qmp.execute(command, arguments)
     }
 
     fn failure(&self, what: &str) -> anyhow::Error {

@@ -52,7 +52,9 @@ pub enum Conduct {
     /// It answers DMA_UNMAP as another command.
     WrongCommand,
     /// It says to have unmapped something else.
-    WrongEcho,
+    WrongAddress,
+    /// It says to have unmapped more.
+    WrongSize,
     /// It answers DMA_UNMAP by half a message, and then nothing.
     HalfAnAnswer,
     /// It leaves when it is told of DMA_UNMAP.

@@ -226,7 +226,8 @@ impl Session {
             Conduct::RefusesUnmap => message.refusal(Errno::INVAL),
             Conduct::WrongId => Message { id: message.id.wrapping_add(77), ..reply },
             Conduct::WrongCommand => Message { command: Command::DMA_MAP, ..reply },
-            Conduct::WrongEcho => message.reply(&DmaUnmap { address: unmap.address + 0x1000, ..unmap }),
+            Conduct::WrongAddress => message.reply(&DmaUnmap { address: unmap.address + 0x1000, ..unmap }),
+            Conduct::WrongSize => message.reply(&DmaUnmap { size: unmap.size + 0x1000, ..unmap }),
             Conduct::HalfAnAnswer => {
                 let (bytes, _) = reply.into_parts()?;
                 send(self.channel.as_fd(), &bytes[..bytes.len() / 2], SendFlags::NOSIGNAL)?;

@@ -53,8 +53,8 @@ fn the_socket_is_for_its_user_alone_and_gone_at_the_end() {
 #[test]
 fn a_list_says_what_each_endpoint_reaches() {
     let controlled = Controlled::new();
-    let blocked = ["9: listed, blocked", "00:02.0: listed, blocked", "00:03.0: listed, blocked"];
-    assert_eq!(controlled.list(), blocked, "without a VMM");
+    let blocked = |endpoint| format!("{endpoint}: listed, blocked: there is no VMM");
+    assert_eq!(controlled.list(), ["9", "00:02.0", "00:03.0"].map(blocked));
     let mut vmm = controlled.served.vmm();
     vmm.attach();
     assert_ok(&vmm.driver.attach(DomainId(8), OTHER_ENDPOINT, ATTACH_F_BYPASS).expect("a reply"));
@@ -68,12 +68,19 @@ fn a_list_says_what_each_endpoint_reaches() {
 }
 
 #[test]
-fn what_is_no_vfio_endpoint_has_no_device_that_goes() {
+fn what_cannot_be_done_to_an_endpoint_is_refused_with_the_reason() {
     let controlled = Controlled::new();
     for (words, error) in [
-        (&["remove", "00:02.0"][..], "vhost-user-iommu: 00:02.0 is no VFIO endpoint\n"),
+        (&["remove", "00:02.0"][..], "vhost-user-iommu: the endpoint has no device\n"),
         (&["remove", "77"], "vhost-user-iommu: the daemon was given no such endpoint\n"),
         (&["--json", "remove", "77"], "vhost-user-iommu: unknown-endpoint\n"),
+        (
+            &["block", "00:02.0"],
+            "vhost-user-iommu: 00:02.0 is merely listed: nothing of it passes through the daemon\n",
+        ),
+        (&["--json", "block", "9"], "vhost-user-iommu: nothing-behind\n"),
+        (&["block", "77"], "vhost-user-iommu: the daemon was given no such endpoint\n"),
+        (&["unblock", "77"], "vhost-user-iommu: the daemon was given no such endpoint\n"),
     ] {
         let output = controlled.ctl(words);
         assert_eq!(

@@ -7,25 +7,21 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tempfile::TempDir;
-use vhost::VhostBackend;
-use viommu_core::wire::{MAP_F_READ, MAP_F_WRITE};
-use viommu_core::{DomainId, EndpointId, Gpa, IovaRange, Status};
+use viommu_core::DomainId;
 use viommu_tests::daemon::Daemon;
-use viommu_tests::driver::{Arena, EventIdx, GuestMemory, IommuDriver, Reply, SplitQueue};
-use viommu_tests::front_end::{FrontEnd, Wanted};
+use viommu_tests::driver::GuestMemory;
 use viommu_tests::iotlb_disk::{Event, Image, IotlbDisk, Options, Outcome, StrayDma};
 
 use crate::vmm::{DATA, DiskVmm, RINGS};
+
+pub use viommu_tests::relayed::{Guest, PATIENCE, endpoint, has_status, range, succeeds};
 
 /// The granule.
 pub const PAGE: u64 = 0x1000;
 /// Bytes of a sector.
 pub const SECTOR: usize = 512;
-/// Longest wait for anything that has to come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Memory below the hole: first GPA and bytes.
 pub const LOW: (u64, u64) = (0, 8 << 20);
 /// Memory above the hole.
@@ -50,14 +46,6 @@ pub struct Bed {
     folder: TempDir,
 }
 
-/// The guest, as far as its IOMMU is concerned: the VMM's connection and the driver.
-pub struct Guest {
-    /// The VMM's.
-    pub front: FrontEnd,
-    /// The guest's.
-    pub driver: IommuDriver,
-}
-
 impl Bed {
     /// One well-behaved disk.
     pub fn new() -> Bed {
@@ -76,6 +64,7 @@ impl Bed {
             all.extend(["--endpoint".to_owned()]);
             all.push(format!("00:{:02x}.0,vhost-user={front},backend={back}", number + 2));
         }
+        all.extend(["--control".to_owned(), path("control.sock".to_owned())]);
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let memory = GuestMemory::new(&[LOW, HIGH, TOP]).expect("memory");
         memory.write(SECRET.0, SECRET.1);
@@ -119,25 +108,14 @@ impl Bed {
 
     /// A VMM powers on, and the guest's driver finds the IOMMU.
     pub fn boot(&self) -> Guest {
-        let mut front = FrontEnd::connect(&self.iommu_path(), PATIENCE).expect("connects");
-        front.negotiate(Wanted::default()).expect("negotiates");
-        front.set_memory(&self.memory).expect("memory");
-        let mut arena = Arena::new(1 << 20, 1 << 20);
-        let mut queue = || SplitQueue::new(&self.memory, &mut arena, 64, EventIdx::On).expect("a queue");
-        let (requests, events) = (queue(), queue());
-        let probe_size = front.config().expect("configuration").probe_size.get();
-        let driver = IommuDriver::new(&mut arena, requests, events, probe_size, PATIENCE);
-        let mut guest = Guest { front, driver };
-        guest.start_rings();
-        guest.driver.post_event_buffers(32);
-        guest
+        Guest::boot(&self.iommu_path(), &self.memory)
     }
 
     /// A guest whose disk 0 runs behind a domain that maps what it needs, and the secret at its IOVA.
     pub fn run(&self) -> (Guest, DiskVmm) {
         let mut guest = self.boot();
         guest.attach(0, DOMAIN);
-        guest.map_disk(DOMAIN, 0);
+        map_disk(&mut guest, DOMAIN, 0);
         guest.map(DOMAIN, SECRET_IOVA, PAGE, SECRET.0);
         let mut vmm = DiskVmm::plug(self, 0);
         vmm.start(SHIFT);
@@ -155,6 +133,11 @@ impl Bed {
         let disk = self.disk(number);
         let came = disk.wait_until(PATIENCE, |_, events| events.iter().any(&condition));
         assert!(came, "{:x?}", disk.events());
+    }
+
+    /// Asks the daemon as an operator does.
+    pub fn ctl(&self, words: &[&str]) -> anyhow::Result<String> {
+        Daemon::ctl(&self.folder.path().join("control.sock"), words)
     }
 
     /// Waits until the daemon logs `pattern`.
@@ -180,11 +163,6 @@ impl Bed {
     }
 }
 
-/// The id of the endpoint that disk `number` is: its bus and function in one number, as in VIOT.
-pub fn endpoint(number: usize) -> EndpointId {
-    EndpointId((number as u32 + 2) << 3)
-}
-
 /// The IOVA at which [`Bed::run`] maps the secret.
 pub const SECRET_IOVA: u64 = SECRET.0 + SHIFT - (4 << 20);
 
@@ -198,73 +176,9 @@ pub fn is_refused(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused(_))
 }
 
-/// `length` bytes from `start` on.
-pub fn range(start: u64, length: u64) -> IovaRange {
-    IovaRange::from_length(start, length).expect("a range")
-}
-
-impl Guest {
-    /// The VMM starts both rings where the driver stands.
-    pub fn start_rings(&mut self) {
-        self.front.start_ring(0, self.driver.requests()).expect("request queue");
-        self.front.start_ring(1, self.driver.events()).expect("event queue");
+/// Maps the rings and buffers of the disk `number`, [`SHIFT`] above where they are.
+pub fn map_disk(guest: &mut Guest, domain: DomainId, number: usize) {
+    for (start, length) in [RINGS, DATA].map(|area| area.of(number)) {
+        guest.map(domain, start + SHIFT, length, start);
     }
-
-    /// The VMM stops both rings.
-    pub fn stop_rings(&mut self) {
-        for ring in 0..2 {
-            self.front.stop_ring(ring).expect("stops");
-        }
-    }
-
-    /// The driver starts anew, as it does after it has reset the device; of that the VMM tells by the features.
-    pub fn restart(&mut self) {
-        let features = self.front.features();
-        self.front.step(|vhost| vhost.set_features(features)).expect("features");
-        self.driver.restart();
-        self.start_rings();
-        self.driver.post_event_buffers(32);
-    }
-
-    /// Attaches the disk `number`.
-    pub fn attach(&mut self, number: usize, domain: DomainId) {
-        succeeds(self.driver.attach(domain, endpoint(number), 0).expect("a reply"));
-    }
-
-    /// Detaches the disk `number`.
-    pub fn detach(&mut self, number: usize, domain: DomainId) {
-        succeeds(self.driver.detach(domain, endpoint(number)).expect("a reply"));
-    }
-
-    /// Maps `length` bytes for reading and writing.
-    pub fn map(&mut self, domain: DomainId, iova: u64, length: u64, gpa: u64) {
-        self.map_for(domain, iova, length, gpa, MAP_F_READ | MAP_F_WRITE);
-    }
-
-    /// Maps `length` bytes for `access`.
-    pub fn map_for(&mut self, domain: DomainId, iova: u64, length: u64, gpa: u64, access: u32) {
-        succeeds(self.driver.map(domain, range(iova, length), Gpa(gpa), access).expect("a reply"));
-    }
-
-    /// Maps the rings and buffers of the disk `number`, [`SHIFT`] above where they are.
-    pub fn map_disk(&mut self, domain: DomainId, number: usize) {
-        for (start, length) in [RINGS, DATA].map(|area| area.of(number)) {
-            self.map(domain, start + SHIFT, length, start);
-        }
-    }
-
-    /// Unmaps `length` bytes.
-    pub fn unmap(&mut self, domain: DomainId, iova: u64, length: u64) {
-        succeeds(self.driver.unmap(domain, range(iova, length)).expect("a reply"));
-    }
-}
-
-/// Checks that a request succeeded.
-pub fn succeeds(reply: Reply) {
-    has_status(reply, Status::Ok);
-}
-
-/// Checks how a request ended.
-pub fn has_status(reply: Reply, status: Status) {
-    assert_eq!(reply.status(), status as u8, "{reply:x?}");
 }

@@ -204,7 +204,7 @@ fn a_disk_that_never_acknowledges_fails_its_own_unmaps_and_nothing_else() {
     // Another disk, in another domain, does not notice.
     let mut other = DiskVmm::plug(&bed, 1);
     guest.attach(1, DomainId(2));
-    guest.map_disk(DomainId(2), 1);
+    map_disk(&mut guest, DomainId(2), 1);
     other.start(SHIFT);
     assert_eq!(other.read_sector(8), Ok([8; SECTOR]));
     guest.unmap(DomainId(2), 0, u64::MAX);

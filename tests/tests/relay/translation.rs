@@ -48,8 +48,8 @@ fn a_forbidden_access_is_refused_and_the_driver_hears_of_it() {
     let bed = Bed::new();
     let (mut guest, _vmm) = bed.run();
     let (read_only, write_only) = (0x70_0000, 0x70_1000);
-    guest.map_for(DOMAIN, read_only, PAGE, SECRET.0, MAP_F_READ);
-    guest.map_for(DOMAIN, write_only, PAGE, SECRET.0, MAP_F_WRITE);
+    succeeds(guest.try_map(DOMAIN, read_only, PAGE, SECRET.0, MAP_F_READ));
+    succeeds(guest.try_map(DOMAIN, write_only, PAGE, SECRET.0, MAP_F_WRITE));
     let disk = bed.disk(0);
 
     assert_eq!(bed.peek(0, read_only), secret());
@@ -185,8 +185,8 @@ fn two_disks_of_one_domain_share_it_and_two_of_two_are_isolated() {
     let other = DomainId(2);
     guest.attach(0, DOMAIN);
     guest.attach(1, other);
-    guest.map_disk(DOMAIN, 0);
-    guest.map_disk(other, 1);
+    map_disk(&mut guest, DOMAIN, 0);
+    map_disk(&mut guest, other, 1);
     guest.map(DOMAIN, SECRET_IOVA, PAGE, SECRET.0);
     one.start(SHIFT);
     two.start(SHIFT);

@@ -6,19 +6,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use viommu_core::wire::{MAP_F_READ, MAP_F_WRITE};
-use viommu_core::{DomainId, EndpointId, Gpa, IovaRange, Status};
+use viommu_core::DomainId;
 use viommu_tests::daemon::Daemon;
-use viommu_tests::driver::{Arena, EventIdx, GuestMemory, IommuDriver, Reply, SplitQueue};
-use viommu_tests::front_end::{FrontEnd, Wanted};
+use viommu_tests::driver::GuestMemory;
 use viommu_tests::iotlb_disk::{Image, Outcome, StrayDma};
 use viommu_tests::vfio_user_disk::{CAPABILITIES, Told, VfioUserDisk};
 use viommu_tests::vfio_user_vmm::VfioUserVmm;
 
+pub use viommu_tests::relayed::{Guest, PATIENCE, endpoint, has_status, succeeds};
+
 /// The granule.
 pub const PAGE: u64 = 0x1000;
-/// Longest wait for anything that has to come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Memory below the hole: first GPA and bytes.
 pub const LOW: (u64, u64) = (0, 8 << 20);
 /// Memory above the hole.
@@ -43,14 +41,6 @@ pub struct Bed {
     folder: TempDir,
 }
 
-/// The guest, as far as its IOMMU is concerned.
-pub struct Guest {
-    /// The VMM's connection.
-    pub front: FrontEnd,
-    /// The guest's driver.
-    pub driver: IommuDriver,
-}
-
 impl Bed {
     /// One server that maps memory.
     pub fn shared() -> Bed {
@@ -73,6 +63,7 @@ impl Bed {
             let endpoint = format!("00:{:02x}.0,vfio-user={front},server={server},dma={dma}", number + 2);
             all.extend(["--endpoint".to_owned(), endpoint]);
         }
+        all.extend(["--control".to_owned(), path("control.sock".to_owned())]);
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let memory = GuestMemory::new(&[LOW, HIGH]).expect("memory");
         memory.write(SECRET.0, SECRET.1);
@@ -113,18 +104,7 @@ impl Bed {
 
     /// A VMM powers on, and the guest's driver finds the IOMMU.
     pub fn boot(&self) -> Guest {
-        let mut front =
-            FrontEnd::connect(&self.folder.path().join("iommu.sock"), PATIENCE).expect("connects");
-        front.negotiate(Wanted::default()).expect("negotiates");
-        front.set_memory(&self.memory).expect("memory");
-        let mut arena = Arena::new(1 << 20, 1 << 20);
-        let mut queue = || SplitQueue::new(&self.memory, &mut arena, 64, EventIdx::On).expect("a queue");
-        let (requests, events) = (queue(), queue());
-        let probe_size = front.config().expect("configuration").probe_size.get();
-        let driver = IommuDriver::new(&mut arena, requests, events, probe_size, PATIENCE);
-        let mut guest = Guest { front, driver };
-        guest.start_rings();
-        guest
+        Guest::boot(&self.folder.path().join("iommu.sock"), &self.memory)
     }
 
     /// The VMM plugs the device `number` in, and gives it memory.
@@ -163,79 +143,15 @@ impl Bed {
         assert!(self.disk(number).wait_told(PATIENCE, is_it), "{:x?}", self.told(number));
     }
 
+    /// Asks the daemon as an operator does.
+    pub fn ctl(&self, words: &[&str]) -> anyhow::Result<String> {
+        Daemon::ctl(&self.folder.path().join("control.sock"), words)
+    }
+
     /// Waits until the daemon logs `pattern`.
     pub fn wait_log(&self, pattern: &str) {
         self.daemon.wait_for(pattern, PATIENCE).expect(pattern);
     }
-}
-
-impl Guest {
-    /// The VMM starts both rings where the driver stands.
-    pub fn start_rings(&mut self) {
-        self.front.start_ring(0, self.driver.requests()).expect("request queue");
-        self.front.start_ring(1, self.driver.events()).expect("event queue");
-        self.driver.post_event_buffers(32);
-    }
-
-    /// The VMM stops both rings.
-    pub fn stop_rings(&mut self) {
-        for ring in 0..2 {
-            self.front.stop_ring(ring).expect("stops");
-        }
-    }
-
-    /// The driver starts anew.
-    pub fn restart(&mut self) {
-        let features = self.front.features();
-        self.front.step(|vhost| vhost::VhostBackend::set_features(vhost, features)).expect("features");
-        self.driver.restart();
-        self.start_rings();
-    }
-
-    /// Attaches the device `number`.
-    pub fn attach(&mut self, number: usize, domain: DomainId) {
-        succeeds(self.driver.attach(domain, endpoint(number), 0).expect("a reply"));
-    }
-
-    /// Detaches the device `number`.
-    pub fn detach(&mut self, number: usize, domain: DomainId) {
-        succeeds(self.driver.detach(domain, endpoint(number)).expect("a reply"));
-    }
-
-    /// Maps `length` bytes for reading and writing.
-    pub fn map(&mut self, domain: DomainId, iova: u64, length: u64, gpa: u64) {
-        succeeds(self.try_map(domain, iova, length, gpa, MAP_F_READ | MAP_F_WRITE));
-    }
-
-    /// Maps `length` bytes for `access`, or does not.
-    pub fn try_map(&mut self, domain: DomainId, iova: u64, length: u64, gpa: u64, access: u32) -> Reply {
-        self.driver.map(domain, range(iova, length), Gpa(gpa), access).expect("a reply")
-    }
-
-    /// Unmaps `length` bytes, or does not.
-    pub fn try_unmap(&mut self, domain: DomainId, iova: u64, length: u64) -> Reply {
-        self.driver.unmap(domain, range(iova, length)).expect("a reply")
-    }
-
-    /// Unmaps `length` bytes.
-    pub fn unmap(&mut self, domain: DomainId, iova: u64, length: u64) {
-        succeeds(self.try_unmap(domain, iova, length));
-    }
-
-    /// The address of the next fault that the driver is told of.
-    pub fn next_fault(&mut self) -> u64 {
-        self.driver.wait_event().expect("an event").fault.address.get()
-    }
-}
-
-/// The id of the endpoint that the device `number` is.
-pub fn endpoint(number: usize) -> EndpointId {
-    EndpointId((number as u32 + 2) << 3)
-}
-
-/// `length` bytes from `start` on.
-pub fn range(start: u64, length: u64) -> IovaRange {
-    IovaRange::from_length(start, length).expect("a range")
 }
 
 /// What a peek at the secret shows.
@@ -248,12 +164,7 @@ pub fn is_refused(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused(_))
 }
 
-/// Checks that a request succeeded.
-pub fn succeeds(reply: Reply) {
-    has_status(reply, Status::Ok);
-}
-
-/// Checks how a request ended.
-pub fn has_status(reply: Reply, status: Status) {
-    assert_eq!(reply.status(), status as u8, "{reply:x?}");
+/// The address of the next fault that the driver is told of.
+pub fn next_fault(guest: &mut Guest) -> u64 {
+    guest.driver.wait_event().expect("an event").fault.address.get()
 }

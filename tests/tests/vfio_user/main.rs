@@ -6,6 +6,8 @@
 //! `vhost-user-iommu/src/vfio_user`.
 
 mod bed;
+mod blocked;
+mod come_and_go;
 mod device;
 mod hostile;
 mod lifecycle;

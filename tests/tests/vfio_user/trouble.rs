@@ -53,7 +53,8 @@ fn a_server_that_does_not_unmap_fails_the_request_and_is_blocked() {
         (Conduct::HalfAnAnswer, "does not answer in time"),
         (Conduct::UnmapsLate(BOUND * 4), "does not answer in time"),
         (Conduct::RefusesUnmap, "does not let go of"),
-        (Conduct::WrongEcho, "does not let go of"),
+        (Conduct::WrongAddress, "does not let go of"),
+        (Conduct::WrongSize, "does not let go of"),
     ] {
         let (bed, mut guest, mut vmms) = two(conduct);
         let began = Instant::now();

@@ -13,14 +13,18 @@ use crate::scene::{BOTH, Dma, IOVA, LOW, OK, PAGE, PATIENCE, eventually};
 
 const UNSUPPORTED: u8 = 2;
 
-/// A daemon and a VMM with two functions that share a group.
-fn running(arguments: &[&str]) -> Result<(Daemon, VfioVmm)> {
+/// Two functions that share a group.
+pub fn pair() -> Result<Vec<Function>> {
     let mut groups: BTreeMap<u32, Vec<Function>> = BTreeMap::new();
     for function in Function::all(TestDevice::ID.0, TestDevice::ID.1)? {
         groups.entry(function.group).or_default().push(function);
     }
-    let pair = groups.into_values().find(|group| group.len() == 2).context("no functions share a group")?;
-    let launch = Launch::of(&pair)?;
+    groups.into_values().find(|group| group.len() == 2).context("no functions share a group")
+}
+
+/// A daemon and a VMM with these two.
+fn running(arguments: &[&str]) -> Result<(Daemon, VfioVmm)> {
+    let launch = Launch::of(&pair()?)?;
     let daemon = launch.daemon(arguments)?;
     Ok((daemon, VfioVmm::running(launch)?))
 }

@@ -5,6 +5,7 @@
 //! Runs as root on a host with QEMU's devices, an SMMUv3 and iommufd, one test at a time: `tests/l1.rs` boots that. What
 //! the daemon says to requests without such devices is in `tests/protocol` and `tests/conformance`.
 
+mod blocked;
 mod boot;
 mod domains;
 mod endurance;

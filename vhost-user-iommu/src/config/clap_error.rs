@@ -52,7 +52,7 @@ pub(super) fn to_usage_error(error: &clap::Error) -> UsageError {
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             UsageError::new(
                 "nothing says what is to be done",
-                "`ctl` takes list, plug, unplug, remove or add; see ctl --help",
+                "`ctl` takes list, block, unblock, plug, unplug, remove or add; see ctl --help",
             )
         }
         ErrorKind::MissingRequiredArgument => UsageError::new(format!("`{option}` is missing"), "add it"),

@@ -4,11 +4,14 @@
 //!
 //! ```text
 //! {"command":"list"}                           {"result":{"endpoints":[{"endpoint":"00:03.0","kind":"vfio", ...}]}}
+//! {"command":"block","endpoint":"00:03.0"}     {"result":{}}
+//! {"command":"unblock","endpoint":"00:03.0"}   {"result":{}}
 //! {"command":"remove","endpoint":"00:03.0"}    {"result":{}}
 //! {"command":"add","endpoint":"00:03.0"}       {"error":{"code":"no-descriptor","message":"..."}}
 //! ```
 //!
-//! `add` comes with one file descriptor (`SCM_RIGHTS`). Clients ignore keys of a reply that they do not know, and tell
+//! `add` of a physical device comes with one file descriptor (`SCM_RIGHTS`); other devices are written behind the id as in
+//! `--endpoint`, with paths as the daemon sees them. Clients ignore keys of a reply that they do not know, and tell
 //! errors by their codes.
 
 use std::fmt;
@@ -21,6 +24,16 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// What there is.
     List {},
+    /// Cut an endpoint off from the guest's memory.
+    Block {
+        /// Its id, however written.
+        endpoint: String,
+    },
+    /// End that.
+    Unblock {
+        /// Its id, however written.
+        endpoint: String,
+    },
     /// Let go of the device of an endpoint.
     Remove {
         /// Its id, however written.
@@ -28,7 +41,7 @@ pub enum Request {
     },
     /// Take a device for an endpoint that has none.
     Add {
-        /// Its id, however written.
+        /// Its id, however written, and the device of another process.
         endpoint: String,
     },
 }
@@ -68,7 +81,7 @@ pub enum Code {
     InvalidRequest,
     /// There is no such endpoint.
     UnknownEndpoint,
-    /// The endpoint's device is not one that comes and goes.
+    /// The endpoint is not one of a physical device.
     NotVfio,
     /// It has none.
     NoDevice,
@@ -78,6 +91,10 @@ pub enum Code {
     NoDescriptor,
     /// The device is not suited.
     NotSuited,
+    /// The daemon does not stand between the endpoint and memory.
+    NothingBehind,
+    /// The endpoint's back-end does not do, or say in time, what it has to.
+    BackEnd,
     /// The host's kernel refuses.
     Host,
     /// One that this program does not know.
@@ -95,11 +112,40 @@ pub struct EndpointStatus {
     /// The physical device that stands behind it now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// What it reaches by the guest's word: `translated`, `bypass` or `blocked`.
+    /// What it reaches: `translated`, `bypass` or `blocked`.
     pub state: String,
     /// The domain it is attached to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<u32>,
+    /// Why it is blocked, where that is not by the guest's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+/// Why an endpoint is blocked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Reason {
+    /// In one word.
+    pub code: Cause,
+    /// The same for people.
+    pub message: String,
+}
+
+/// What blocks endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The command `block`.
+    Operator,
+    /// What became of its back-end, or of the connection to its own VMM.
+    BackEnd,
+    /// No VMM is connected.
+    NoVmm,
+    /// Nobody knows what its addresses mean, until it restarts or is attached.
+    Restart,
+    /// One that this program does not know.
+    #[serde(other)]
+    Other,
 }
 
 impl Refusal {
@@ -117,7 +163,7 @@ impl From<Result<Done, Refusal>> for Reply {
 
 impl fmt::Display for EndpointStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let EndpointStatus { endpoint, kind, device, state, domain } = self;
+        let EndpointStatus { endpoint, kind, device, state, domain, reason } = self;
         write!(f, "{endpoint}: {kind}")?;
         match device {
             Some(device) => write!(f, " {device}")?,
@@ -125,12 +171,15 @@ impl fmt::Display for EndpointStatus {
             None => {}
         }
         write!(f, ", {state}")?;
-        domain.map_or(Ok(()), |domain| write!(f, " (domain {domain})"))
+        domain.map_or(Ok(()), |domain| write!(f, " (domain {domain})"))?;
+        reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {}", reason.message))
     }
 }
 
-/// The kind of endpoints whose devices come and go.
+/// The kind of endpoints that are physical devices.
 pub const VFIO: &str = "vfio";
+/// The kind of endpoints that the guest's driver alone knows.
+pub const LISTED: &str = "listed";
 
 #[cfg(test)]
 mod tests {
@@ -140,10 +189,14 @@ mod tests {
     fn requests_are_these_lines() {
         let remove = Request::Remove { endpoint: "00:03.0".to_owned() };
         let add = Request::Add { endpoint: "9".to_owned() };
+        let block = Request::Block { endpoint: "00:03.0".to_owned() };
+        let unblock = Request::Unblock { endpoint: "9".to_owned() };
         for (request, line) in [
             (Request::List {}, r#"{"command":"list"}"#),
             (remove, r#"{"command":"remove","endpoint":"00:03.0"}"#),
             (add, r#"{"command":"add","endpoint":"9"}"#),
+            (block, r#"{"command":"block","endpoint":"00:03.0"}"#),
+            (unblock, r#"{"command":"unblock","endpoint":"9"}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).expect("no error"), line);
             assert_eq!(serde_json::from_str::<Request>(line).expect(line), request);
@@ -170,17 +223,27 @@ mod tests {
             device: Some("0000:65:00.0".to_owned()),
             state: "translated".to_owned(),
             domain: Some(7),
+            reason: None,
         };
+        let reason = Reason { code: Cause::BackEnd, message: "it left".to_owned() };
+        let blocked =
+            EndpointStatus { state: "blocked".to_owned(), reason: Some(reason), ..endpoint.clone() };
         let removed =
             EndpointStatus { device: None, state: "blocked".to_owned(), domain: None, ..endpoint.clone() };
         assert_eq!(endpoint.to_string(), "00:03.0: vfio 0000:65:00.0, translated (domain 7)");
         assert_eq!(removed.to_string(), "00:03.0: vfio, its device is removed, blocked");
+        assert_eq!(blocked.to_string(), "00:03.0: vfio 0000:65:00.0, blocked (domain 7): it left");
         let list = Done { endpoints: Some(vec![endpoint, removed]) };
+        let one = Done { endpoints: Some(vec![blocked]) };
         for (reply, line) in [
             (Reply::Result(Done::default()), r#"{"result":{}}"#),
             (
                 Reply::Result(list),
                 r#"{"result":{"endpoints":[{"endpoint":"00:03.0","kind":"vfio","device":"0000:65:00.0","state":"translated","domain":7},{"endpoint":"00:03.0","kind":"vfio","state":"blocked"}]}}"#,
+            ),
+            (
+                Reply::Result(one),
+                r#"{"result":{"endpoints":[{"endpoint":"00:03.0","kind":"vfio","device":"0000:65:00.0","state":"blocked","domain":7,"reason":{"code":"back-end","message":"it left"}}]}}"#,
             ),
             (
                 Reply::Error(Refusal::new(Code::UnknownEndpoint, "a \"b\"\n")),

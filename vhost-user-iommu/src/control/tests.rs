@@ -33,16 +33,28 @@ impl Controlled for Double {
             device: lock(&self.device).as_ref().map(|_| "0000:65:00.0".to_owned()),
             state: "bypass".to_owned(),
             domain: None,
+            reason: None,
         }]
     }
 
-    fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+    fn block(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+        lock(&self.asked).push(format!("block {}", endpoint.0));
+        Ok(())
+    }
+
+    fn unblock(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+        lock(&self.asked).push(format!("unblock {}", endpoint.0));
+        Ok(())
+    }
+
+    fn remove(&self, endpoint: EndpointId) -> Result<(), Refusal> {
         lock(&self.asked).push(format!("remove {}", endpoint.0));
         lock(&self.device).take().map(drop).ok_or_else(|| Refusal::new(Code::NoDevice, "none"))
     }
 
-    fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {
-        lock(&self.asked).push(format!("add {}", endpoint.0));
+    fn add(&self, endpoint: &EndpointConfig, file: Option<OwnedFd>) -> Result<(), Refusal> {
+        let cdev = file.ok_or_else(|| Refusal::new(Code::NoDescriptor, "none"))?;
+        lock(&self.asked).push(format!("add {}", endpoint.id.0));
         match &mut *lock(&self.device) {
             Some(_) => Err(Refusal::new(Code::HasDevice, "one")),
             free => {
@@ -140,6 +152,17 @@ fn a_device_is_added_with_its_file_and_let_go_of_when_it_is_removed() {
     assert_eq!(other_end.read(&mut [0]).expect("nobody holds it"), 0);
     assert_eq!(client.ask(REMOVE.trim()), r#"{"error":{"code":"no-device","message":"none"}}"#);
     assert_eq!(*lock(&served.double.asked), ["add 24", "remove 24", "remove 24"]);
+}
+
+#[test]
+fn an_endpoint_is_blocked_and_unblocked_however_it_is_written() {
+    let served = Served::new();
+    let mut client = served.client();
+    for (command, endpoint) in [("block", "00:03.0"), ("unblock", "24"), ("block", "0x18")] {
+        let line = format!(r#"{{"command":"{command}","endpoint":"{endpoint}"}}"#);
+        assert_eq!(client.ask(&line), r#"{"result":{}}"#);
+    }
+    assert_eq!(*lock(&served.double.asked), ["block 24", "unblock 24", "block 24"]);
 }
 
 #[test]

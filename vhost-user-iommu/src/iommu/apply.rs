@@ -11,36 +11,35 @@
 //! What it was told of a change that fails is put right after. The hardware comes last, since that cannot be undone so
 //! easily.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::time::Instant;
 
 use log::error;
 use rustix::io::Errno;
 use viommu_core::mapping::Mapping;
-use viommu_core::{Change, Domain, DomainId, EndpointId, HostError};
+use viommu_core::{Change, Domain, DomainId, EndpointId, HostError, IovaRange};
 use viommu_nested::shadow::Known;
 
-use crate::orders::{RelayHandle, View, Work};
+use crate::orders::{Outcome, RelayHandle, View, Work};
 
 use super::Iommu;
 
 impl Iommu {
     pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
         match *change {
-            Change::Map { domain, range, target } if self.has_told => {
+            Change::Map { domain, range, target } if self.relays.has_told() => {
                 let members = self.told(self.members(domain));
                 self.order(members, &Work::Learn(Mapping { range, target }))?;
             }
             Change::Unmap { domain, range } => self.order(self.members(domain), &Work::Forget(range))?,
             //= virtio#devicenormative:IOMMU/DETACH request A26
             // The request is answered only when the back-end has lost what it had cached.
-            Change::Attach { endpoint, to, bypass, .. } => {
-                let view = if bypass { View::Identity } else { View::Mappings(self.mappings(to)) };
-                self.order(vec![endpoint], &Work::Enter(view))?;
+            Change::Attach { endpoint, bypass: true, .. } => self.enter(endpoint, || View::Identity)?,
+            Change::Attach { endpoint, to, .. } => {
+                self.enter(endpoint, || View::Mappings(self.mappings(to)))?;
             }
-            Change::Detach { endpoint, .. } => {
-                self.order(vec![endpoint], &Work::Enter(of_unattached(self.bypass())))?;
-            }
+            Change::Detach { endpoint, .. } => self.enter(endpoint, || of_unattached(self.bypass()))?,
             Change::Map { .. } => {}
             // Tables are walked by hardware; no back-end has anything of them.
             Change::AttachTable { .. }
@@ -67,29 +66,43 @@ impl Iommu {
     }
 
     /// Has these endpoints reach what they are to reach, whatever they were told meanwhile.
-    pub(super) fn put_right(&self, endpoints: Vec<EndpointId>) {
-        // A failure has been told of, and the relay blocks an endpoint that does not follow.
-        let _ = self.order(self.told(endpoints), &Work::Refresh);
+    pub(super) fn put_right(&self, endpoints: BTreeSet<EndpointId>) {
+        if !endpoints.is_empty() {
+            // A failure has been told of, and the relay blocks an endpoint that does not follow.
+            let _ = self.order(self.told(endpoints.into_iter().collect()), &Work::Refresh);
+        }
     }
 
+    /// The endpoints of a domain, if other processes serve any at all.
     fn members(&self, domain: DomainId) -> Vec<EndpointId> {
+        if self.relays.is_empty() {
+            return Vec::new();
+        }
         self.state().device().domain(domain).into_iter().flat_map(Domain::endpoints).collect()
     }
 
     /// Those of `endpoints` that are told what they may reach.
-    fn told(&self, mut endpoints: Vec<EndpointId>) -> Vec<EndpointId> {
-        endpoints.retain(|endpoint| self.relays.get(endpoint).is_some_and(RelayHandle::is_told));
+    pub(super) fn told(&self, mut endpoints: Vec<EndpointId>) -> Vec<EndpointId> {
+        endpoints.retain(|endpoint| self.relays.is_told(*endpoint));
         endpoints
     }
 
-    fn order(&self, endpoints: Vec<EndpointId>, work: &Work) -> Result<(), HostError> {
-        let concerned: Vec<_> = endpoints.iter().filter_map(|endpoint| self.relays.get(endpoint)).collect();
+    /// Moves an endpoint, and tells it what it reaches from now on if it is told that.
+    fn enter(&self, endpoint: EndpointId, view: impl FnOnce() -> View) -> Result<(), HostError> {
+        let Some(relay) = self.relays.get(endpoint) else { return Ok(()) };
+        let work = if relay.is_told() { Work::Enter(view()) } else { Work::Forget(IovaRange::ALL) };
+        self.order(vec![endpoint], &work)
+    }
+
+    pub(super) fn order(&self, endpoints: Vec<EndpointId>, work: &Work) -> Result<(), HostError> {
+        let relay_of = |endpoint: &EndpointId| Some((*endpoint, self.relays.get(*endpoint)?));
+        let concerned: Vec<_> = endpoints.iter().filter_map(relay_of).collect();
         if concerned.is_empty() {
             return Ok(());
         }
         let (done, outcomes) = mpsc::channel();
-        for relay in &concerned {
-            relay.order(work.clone(), done.clone());
+        for (endpoint, relay) in &concerned {
+            self.give(*endpoint, relay, work.clone(), done.clone());
         }
         let deadline = Instant::now() + self.unmap_timeout;
         let mut all = Ok(());
@@ -103,11 +116,23 @@ impl Iommu {
         all
     }
 
+    /// Gives an order. An endpoint that is cut off enters nothing; one that will be a moment later is ordered so after this.
+    fn give(&self, endpoint: EndpointId, relay: &RelayHandle, work: Work, done: mpsc::Sender<Outcome>) {
+        match work {
+            Work::Enter(view) => {
+                let state = self.state();
+                let view = if state.is_cut_off(endpoint) { View::Nothing } else { view };
+                relay.order(Work::Enter(view), done);
+            }
+            work => relay.order(work, done),
+        }
+    }
+
     fn not_acknowledged(&self, endpoints: &[EndpointId]) -> HostError {
         let labels: Vec<&str> = endpoints.iter().map(|endpoint| self.label(*endpoint)).collect();
         error!(
-            "a back-end of {} did not acknowledge an invalidation within {} ms: it may still use memory that the \
-             guest takes back; the guest is told that its request failed",
+            "a back-end of {} did not acknowledge an invalidation within {} ms: it may still use memory that is \
+             taken from it; whoever asked for that is told that it failed",
             labels.join(", "),
             self.unmap_timeout.as_millis()
         );

@@ -18,8 +18,12 @@
 //! | ATTACH done                   | Live             | -         | Live    |
 //! | endpoint restarts or connects | Live             | Live      | Live    |
 //! | VMM gone                      | Blocked          | Blocked   | Blocked |
+//! | operator blocks, or unblocks  | Live             | Lingering | Blocked |
 //!
 //! (1) Lingering, unless others were attached and linger from now on: then Blocked.
+//!
+//! What whoever runs the machine has blocked is *cut off*: it reaches nothing, while all of this goes on beneath. None of the
+//! other events ends that, and where it ends the endpoint reaches what it would have without.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -54,26 +58,26 @@ pub struct State {
     /// Physical devices have not followed the last reset yet.
     has_untold_reset: bool,
     serving: BTreeMap<EndpointId, Serving>,
-    /// Whether a change is being applied.
-    is_under_way: bool,
-    /// Endpoints that were looked at meanwhile.
+    /// Those that reach nothing, however they are served.
+    cut_off: BTreeSet<EndpointId>,
+    /// Relayed endpoints that nothing is carried for, and why.
+    failed: BTreeMap<EndpointId, String>,
+    /// Endpoints that were looked at while a change was under way.
     unsettled: BTreeSet<EndpointId>,
 }
 
 impl State {
-    /// A new device without a VMM, with these endpoints relayed.
-    pub fn new(
-        config: DeviceConfig,
-        relayed: impl Iterator<Item = EndpointId>,
-    ) -> Result<State, ConfigError> {
+    /// A new device without a VMM.
+    pub fn new(config: DeviceConfig) -> Result<State, ConfigError> {
         Ok(State {
             device: Device::new(config)?,
             is_connected: false,
             is_stopped: false,
             is_starting: false,
             has_untold_reset: false,
-            serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
-            is_under_way: false,
+            serving: BTreeMap::new(),
+            cut_off: BTreeSet::new(),
+            failed: BTreeMap::new(),
             unsettled: BTreeSet::new(),
         })
     }
@@ -109,11 +113,6 @@ impl State {
         step
     }
 
-    /// A change that was begun is going to be applied.
-    pub fn set_under_way(&mut self) {
-        self.is_under_way = true;
-    }
-
     /// The last step of a change. Comes with the endpoints that were looked at since it was begun.
     pub fn finish(
         &mut self,
@@ -123,7 +122,6 @@ impl State {
         if let (Change::Attach { endpoint, .. }, Ok(())) = (change, &applied) {
             self.move_endpoint(*endpoint, |_| Serving::Live);
         }
-        self.is_under_way = false;
         (self.device.finish(applied), std::mem::take(&mut self.unsettled))
     }
 
@@ -178,6 +176,56 @@ impl State {
         tells_reset
     }
 
+    /// The endpoint is relayed from now on.
+    pub fn add_relayed(&mut self, endpoint: EndpointId) {
+        self.serving.insert(endpoint, Serving::Live);
+    }
+
+    /// The endpoint is relayed no more.
+    pub fn remove_relayed(&mut self, endpoint: EndpointId) {
+        self.serving.remove(&endpoint);
+        self.failed.remove(&endpoint);
+    }
+
+    /// The endpoint reaches nothing until it is restored.
+    pub fn cut_off(&mut self, endpoint: EndpointId) {
+        self.cut_off.insert(endpoint);
+    }
+
+    /// The endpoint reaches again what it is served.
+    pub fn restore(&mut self, endpoint: EndpointId) {
+        self.cut_off.remove(&endpoint);
+    }
+
+    /// Whether the endpoint is cut off.
+    pub fn is_cut_off(&self, endpoint: EndpointId) -> bool {
+        self.cut_off.contains(&endpoint)
+    }
+
+    /// The relay of the endpoint carries nothing any more, for this reason, or begins anew.
+    pub fn set_failed(&mut self, endpoint: EndpointId, why: Option<String>) {
+        match why {
+            Some(why) => drop(self.failed.insert(endpoint, why)),
+            None => drop(self.failed.remove(&endpoint)),
+        }
+    }
+
+    /// Why the relay of the endpoint carries nothing, if that is so.
+    pub fn failed(&self, endpoint: EndpointId) -> Option<&str> {
+        self.failed.get(&endpoint).map(String::as_str)
+    }
+
+    /// The domain that a relayed endpoint is in, or lingers in; `None` for one that is blocked until it restarts.
+    pub fn domain_served(&self, endpoint: EndpointId) -> Option<Option<&Domain>> {
+        match self.serving.get(&endpoint) {
+            Some(Serving::Blocked) => None,
+            Some(Serving::Lingering(domain)) => Some(Some(domain)),
+            Some(Serving::Live) | None => {
+                Some(self.device.domain_of(endpoint).and_then(|id| self.device.domain(id)))
+            }
+        }
+    }
+
     /// Whether an endpoint has told of a reset, of which physical devices are to be told now.
     pub fn take_untold_reset(&mut self) -> bool {
         std::mem::take(&mut self.has_untold_reset)
@@ -188,7 +236,7 @@ impl State {
         //= virtio#devicenormative:IOMMU/Device operations A11
         // What lingers is the last address space; an IOVA of it is never taken for a GPA.
         match self.serving.get(&endpoint) {
-            _ if !self.is_connected => Err(refuse(FaultReason::Domain)),
+            _ if !self.is_connected || self.is_cut_off(endpoint) => Err(refuse(FaultReason::Domain)),
             Some(Serving::Lingering(domain)) => {
                 domain.lookup(iova, access).ok_or(refuse(FaultReason::Mapping))
             }
@@ -199,11 +247,11 @@ impl State {
 
     /// All that `lookup` would allow an endpoint.
     pub fn view(&mut self, endpoint: EndpointId) -> View {
-        if self.is_under_way {
+        if self.device.change_under_way().is_some() {
             self.unsettled.insert(endpoint);
         }
         match self.serving.get(&endpoint) {
-            _ if !self.is_connected => View::Nothing,
+            _ if !self.is_connected || self.is_cut_off(endpoint) => View::Nothing,
             Some(Serving::Blocked) => View::Nothing,
             Some(Serving::Lingering(domain)) => view_of(domain, |_| true),
             Some(Serving::Live) | None => {

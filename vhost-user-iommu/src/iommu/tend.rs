@@ -114,8 +114,10 @@ impl Iommu {
     fn settle(&self, endpoint: EndpointId, reach: Reach) -> bool {
         let mut unsettled = lock(&self.tender.unsettled);
         let Some(since) = unsettled.get_mut(&endpoint) else { return false };
+        let is_cut_off = self.vfio.as_ref().is_some_and(|vfio| vfio.shadow().is_cut_off(endpoint));
         // A guest moves devices that it has seen, which the VMM is done with by then.
         let is_moved = match reach {
+            _ if is_cut_off => false,
             Reach::Vmm => false,
             Reach::Nothing | Reach::Domain(_) => since.is_none(),
             Reach::Memory | Reach::Lingering => true,
@@ -125,7 +127,7 @@ impl Iommu {
             return false;
         }
         let (goal, Some(vfio)) = (self.goal_of_new(endpoint), &self.vfio) else { return false };
-        if goal.is_none() && !self.has_pasids(endpoint) {
+        if goal.is_none() && !is_cut_off && !self.has_pasids(endpoint) {
             // It may be where the VMM has it, until `bypass` changes.
             return false;
         }
@@ -145,7 +147,9 @@ impl Iommu {
         if moved.is_err() {
             self.block(shadow, endpoint);
         }
-        if let Err(error) = moved.and_then(|()| shadow.attach_pasids(endpoint, self)) {
+        let attached = moved.and_then(|()| shadow.attach_pasids(endpoint, self));
+        let kept = shadow.follow_cuts(endpoint);
+        if let Err(error) = attached.and(kept) {
             self.host_errors.log(|| format!("endpoint {}: {error}", self.label(endpoint)));
         }
     }

@@ -47,10 +47,9 @@ pub(crate) fn leave(
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() && !is_overdue {
             is_overdue = true;
-            error!(
-                "endpoint {}: the back-end does not leave: it may still use memory of the guest; end it",
-                relay.label
-            );
+            const STAYS: &str = "the back-end does not leave: it may still use memory of the guest; end it";
+            error!("endpoint {}: {STAYS}", relay.label);
+            relay.iommu.relay_failed(relay.endpoint, STAYS.to_owned());
             overdue();
         }
         if is_overdue {

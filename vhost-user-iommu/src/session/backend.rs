@@ -112,7 +112,10 @@ impl Backend {
             // A driver that resets the device starts the ring anew; a guest that was merely paused goes on.
             match *position == Some(ring.position()) {
                 true => self.iommu.resume(),
-                false => self.iommu.reset(),
+                false => {
+                    self.queues.mended();
+                    self.iommu.reset();
+                }
             }
         }
         self.queues.serve_requests(ring, between);

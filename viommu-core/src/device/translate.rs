@@ -118,8 +118,9 @@ impl Device {
         self.bypass && !matches!(self.change_under_way(), Some(Change::SetBypass { .. }))
     }
 
-    pub(super) fn change_under_way(&self) -> Option<Change> {
-        self.under_way.map(|under_way| under_way.change)
+    /// The change that was begun and is not finished; of several the one that was begun first.
+    pub fn change_under_way(&self) -> Option<Change> {
+        self.under_way.front().map(|under_way| under_way.change)
     }
 }
 

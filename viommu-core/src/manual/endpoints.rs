@@ -176,3 +176,38 @@
 //!
 //! When the VMM leaves a device, its back-end counts as holding what it has cached until it has closed its connection
 //! too. One that stays makes requests that need it fail, and no other VMM gets the device: end it.
+//!
+//! # Devices that come and go
+//!
+//! The endpoints are those that the daemon was given at the start, since a guest learns of them when it boots. What stands
+//! behind one can change, through the control socket: `add` puts a device behind an endpoint that has none, `remove` takes
+//! it away. For the device of another process, `add` makes the socket that the VMM connects to. `remove` ends both its
+//! connections, so the VMM should have unplugged it, and answers when the back-end has left: it has nothing of the guest's
+//! memory then. A back-end that stays longer than `--unmap-timeout` keeps its endpoint, which `list` tells, until it is
+//! ended and `remove` is said again. What the guest has asked of the endpoint goes on: the next device is where the
+//! endpoint is attached. A guest asks for the reserved regions when it finds a device, which is after `add`.
+//!
+//! # Endpoints that the operator blocks
+//!
+//! Through the control socket (`--control`) whoever runs the machine can `block` an endpoint: from then on each of its
+//! accesses is refused, and reported to the guest as one of an endpoint in no domain. Its back-end is told to forget
+//! everything, a server that maps memory to unmap it, and a physical device is detached, with all of its IOMMU group. The
+//! reply says that this is so. It is an error if the back-end has not acknowledged it within `--unmap-timeout`: the endpoint
+//! is blocked then, too, but may still use memory that it had. Ask again, or end the back-end; a server that maps memory
+//! has lost its connections.
+//!
+//! The guest does not notice but by the faults: it maps, unmaps and attaches as before, and what it is refused is what it
+//! would be refused anyway. A reset, another boot and another VMM change nothing. `unblock` gives the endpoint what it would
+//! have without: the mappings of its domain as they are by then, or what lingers. A driver or a back-end that has given up
+//! meanwhile has to be restarted, as after any error of its device.
+//!
+//! The state of the device does not hold any of this: a daemon that takes it over is told by its own operator.
+//!
+//! `list` shows an endpoint that reaches nothing as `blocked`, with a reason where that is not the guest's word:
+//!
+//! | code       |                                                                                            |
+//! |------------|--------------------------------------------------------------------------------------------|
+//! | `operator` | the command `block`                                                                        |
+//! | `back-end` | the relay carries nothing: the message is that of the log, until a VMM connects to it anew |
+//! | `no-vmm`   | no VMM is connected                                                                        |
+//! | `restart`  | nobody knows what its addresses mean, until it restarts or is attached                     |

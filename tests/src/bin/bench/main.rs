@@ -3,7 +3,7 @@
 //! The benchmarks: both sides in one run, as ratios. Started by `scripts/bench`.
 
 mod engine;
-mod iops;
+mod guest;
 mod nested;
 mod spread;
 mod turnround;
@@ -12,7 +12,7 @@ mod vfio;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-const USAGE: &str = "Usage: scripts/bench iops [ROUNDS [MODE...]]
+const USAGE: &str = "Usage: scripts/bench guest [ROUNDS [MODE...]]
        scripts/bench vfio [ROUNDS]
        scripts/bench nested [ROUNDS]
        scripts/bench turnround [ROUNDS]
@@ -22,9 +22,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments[..] {
-        ["iops"] => iops::run(3, &[]),
-        ["iops", rounds, ref modes @ ..] if rounds.parse::<NonZeroUsize>().is_ok() => {
-            iops::run(rounds.parse().unwrap_or(1), modes)
+        ["guest"] => guest::run(3, &[]),
+        ["guest", rounds, ref modes @ ..] if rounds.parse::<NonZeroUsize>().is_ok() => {
+            guest::run(rounds.parse().unwrap_or(1), modes)
         }
         ["vfio"] => vfio::run(3),
         ["vfio", rounds] if rounds.parse::<NonZeroUsize>().is_ok() => vfio::run(rounds.parse().unwrap_or(1)),

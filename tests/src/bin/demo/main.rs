@@ -84,10 +84,9 @@ fn show(interrupt: &Interrupt) -> Result<()> {
 }
 
 fn show_attachment(account: &Account, guest: &mut RunningGuest, scene: &Scene) -> Result<()> {
-    let group = guest.value_of(&format!("iommu_groups 0000:{DISK} "), STEP)?;
-    let policy = match group.split_whitespace().last() {
-        Some("DMA-FQ") => "lazy",
-        Some("DMA") => "strict",
+    let policy = match &*guest.group_type(&format!("0000:{DISK}"), STEP)? {
+        "DMA-FQ" => "lazy",
+        "DMA" => "strict",
         other => anyhow::bail!("the guest does not translate the disk's DMA: its group has type {other:?}"),
     };
     let daemon = scene.daemon.as_ref().context("no daemon")?;

@@ -79,7 +79,7 @@ impl Stage {
         let modes: &[Mode] =
             if *iommu == Iommu::Absent { &[Mode::None] } else { &[Mode::Strict, Mode::Lazy] };
         // The first pass warms translations, caches and the emulator's translated code.
-        let measure = format!("iops /dev/first {READS}; iops /dev/first {READS}");
+        let measure = format!("iops /dev/first {READS} 4; iops /dev/first {READS} 4");
         let become_lazy = "echo DMA-FQ >/sys/bus/pci/devices/0000:00:04.0/iommu_group/type";
         let job = match iommu {
             Iommu::Absent => measure,
@@ -101,7 +101,7 @@ impl Stage {
 
     fn measure_passthrough(&mut self, memory: &mut Vec<Memory>) -> Result<()> {
         for iommu in [Iommu::Daemon(Vec::new()), Iommu::Qemu] {
-            self.boot(&iommu, "iommu.passthrough=1", &format!("iops /dev/first {READS}"))?;
+            self.boot(&iommu, "iommu.passthrough=1", &format!("iops /dev/first {READS} 4"))?;
             self.reads_a_second()?;
             memory.push(self.memory(&iommu, Mode::Bypass)?);
             self.end()?;
@@ -126,7 +126,7 @@ impl Stage {
     }
 
     fn reads_a_second(&mut self) -> Result<f64> {
-        Ok(self.host.guest_value(&format!("iops /dev/first {READS} "), WITHIN)?.parse()?)
+        Ok(self.host.guest_value(&format!("iops /dev/first {READS} 4 "), WITHIN)?.parse()?)
     }
 
     fn memory(&mut self, iommu: &Iommu, mode: Mode) -> Result<Memory> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reads of 4 KiB a second in a guest, one after another and without the page cache: the same disk behind the
-//! daemon, behind QEMU's own virtio-iommu, and behind nothing.
+//! Reads a second in a guest, one after another and without the page cache: the same disk behind the daemon, behind
+//! QEMU's own virtio-iommu, and behind nothing.
 //!
 //! Every round boots a guest for each case, in turn, and compares within the round: what drifts between rounds
 //! drops out.
@@ -15,7 +15,9 @@ use viommu_tests::scene::{Behind, Scene};
 use crate::spread::Spread;
 
 const MEMORY_MIB: u32 = 512;
-const READS: usize = 8192;
+const DISK_MIB: usize = 64;
+/// What is read: KiB at a time, and how often.
+const SIZES: [(usize, usize); 2] = [(4, 8192), (64, 1024)];
 const BOOT: Duration = Duration::from_secs(180);
 
 /// A guest to measure: how it uses its IOMMU, and whose that is.
@@ -32,6 +34,9 @@ const MODES: [(&str, &str); 3] =
 /// What all others are compared with.
 const NOTHING: Case = Case { mode: "no IOMMU", behind: Behind::Nothing };
 
+/// Reads a second, for each of [`SIZES`].
+type Figures = [f64; SIZES.len()];
+
 /// Measures `rounds` rounds of these modes, or of all, and prints them.
 pub fn run(rounds: usize, wanted: &[&str]) -> Result<()> {
     let modes: Vec<&str> = MODES.iter().map(|(mode, _)| *mode).collect();
@@ -43,7 +48,7 @@ pub fn run(rounds: usize, wanted: &[&str]) -> Result<()> {
         Accelerator::Kvm => "KVM",
         Accelerator::Tcg => "TCG (software emulation: good for ratios only)",
     };
-    println!("{READS} reads of 4 KiB, O_DIRECT, queue depth 1; guest under {accelerator}; {rounds} rounds");
+    println!("reads by O_DIRECT, one at a time; guest under {accelerator}; {rounds} rounds");
     let is_wanted = |mode: &&str| wanted.is_empty() || wanted.contains(mode);
     let behind = |mode| [Behind::Daemon, Behind::Qemu].map(|behind| Case { mode, behind });
     let cases: Vec<Case> =
@@ -52,30 +57,38 @@ pub fn run(rounds: usize, wanted: &[&str]) -> Result<()> {
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         let measured = cases.iter().map(|case| Ok((*case, measure(&testbed, *case)?)));
-        figures.extend(measured.collect::<Result<Vec<(Case, f64)>>>()?);
+        figures.extend(measured.collect::<Result<Vec<(Case, Figures)>>>()?);
     }
-    print(&cases, &figures);
+    for (place, (kib, reads)) in SIZES.iter().enumerate() {
+        println!("\n{reads} reads of {kib} KiB");
+        print(&cases, &figures.iter().map(|(case, figures)| (*case, figures[place])).collect::<Vec<_>>());
+    }
     Ok(())
 }
 
-fn measure(testbed: &Testbed, case: Case) -> Result<f64> {
+fn measure(testbed: &Testbed, case: Case) -> Result<Figures> {
     let folder = tempfile::tempdir()?;
-    let image = Disk::random(&folder.path().join("disk.img"), READS * 4 / 1024, 1)?;
+    let image = Disk::random(&folder.path().join("disk.img"), DISK_MIB, 1)?;
     let scene = Scene::new(case.behind, image.path(), MEMORY_MIB, &[])?;
-    let job = format!("iops /dev/vda {READS}; iops /dev/vda {READS}");
+    let reads = SIZES.map(|(kib, reads)| format!("iops /dev/vda {reads} {kib}"));
+    // The first pass warms translations, caches and the emulator's translated code.
+    let job = reads.each_ref().map(|read| format!("{read}; {read}")).join("; ");
     let argument = MODES.iter().find(|(mode, _)| *mode == case.mode).map_or("", |(_, argument)| argument);
     // One processor: a guest's processors spin while the IOMMU works, and the host's others are for that.
     let guest = scene.guest(testbed, MEMORY_MIB).cpus(1);
     let mut guest = guest.kernel_arg(argument).job(&job).spawn()?;
-    let answer = format!("iops /dev/vda {READS} ");
-    // The first pass warms translations, caches and the emulator's translated code.
-    guest.value_of(&answer, BOOT)?;
-    Ok(guest.value_of(&answer, BOOT)?.parse()?)
+    let mut figures = [0.0; SIZES.len()];
+    for (figure, read) in figures.iter_mut().zip(reads) {
+        let answer = format!("{read} ");
+        guest.value_of(&answer, BOOT)?;
+        *figure = guest.value_of(&answer, BOOT)?.parse()?;
+    }
+    Ok(figures)
 }
 
 fn print(cases: &[Case], figures: &[(Case, f64)]) {
     let column = |case: Case| figures.iter().filter(move |(of, _)| *of == case).map(|(_, figure)| *figure);
-    println!("\n{:32} {:>23}   {:>23}", "reads a second", "min  median     max", "share of no IOMMU");
+    println!("{:32} {:>23}   {:>23}", "reads a second", "min  median     max", "share of no IOMMU");
     for case in cases {
         let name = match case.behind {
             Behind::Daemon => format!("{}, vhost-user-iommu", case.mode),
