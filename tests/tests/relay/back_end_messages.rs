@@ -63,8 +63,8 @@ fn a_miss_gets_its_entry_and_its_answer_without_waiting_for_the_back_end() {
 fn a_back_end_that_asks_to_read_and_write_gets_both_where_it_may_write_and_nothing_where_it_may_not() {
     let (bed, mut guest, mut back_end, _vmm) = mapped();
     let (write_only, read_only) = (IOVA + PAGE, IOVA + 2 * PAGE);
-    guest.map_for(DOMAIN, write_only, PAGE, SECRET.0, MAP_F_WRITE);
-    guest.map_for(DOMAIN, read_only, PAGE, SECRET.0, MAP_F_READ);
+    succeeds(guest.try_map(DOMAIN, write_only, PAGE, SECRET.0, MAP_F_WRITE));
+    succeeds(guest.try_map(DOMAIN, read_only, PAGE, SECRET.0, MAP_F_READ));
     back_end.miss(read_only, Access::READ_WRITE);
     assert_eq!(back_end.receive_answer(), 1);
     back_end.miss(write_only, Access::READ);
