@@ -129,9 +129,9 @@ impl Conversation<'_> {
             return None;
         }
         let relay = self.relay;
+        let wanted = wanted(miss);
         //= virtio#devicenormative:IOMMU/RESVMEM A52
         // Nothing can be mapped in a reserved region, and no memory is there either: untranslated it leads nowhere.
-        let wanted = wanted(miss);
         let extent = relay.iommu.translate(relay.endpoint, Iova(miss.iova), needed(wanted)).ok()?;
         let Some(Placed { range, user_address }) = self.memory.place(&extent, miss.iova) else {
             relay.iommu.report(self.fault(miss));
