@@ -73,14 +73,12 @@ impl Iommu {
         }
     }
 
-    /// The endpoints of a domain that other processes serve.
+    /// The endpoints of a domain, if other processes serve any at all.
     fn members(&self, domain: DomainId) -> Vec<EndpointId> {
         if self.relays.is_empty() {
             return Vec::new();
         }
-        let state = self.state();
-        let members = state.device().domain(domain).into_iter().flat_map(Domain::endpoints);
-        members.filter(|endpoint| self.relays.contains_key(endpoint)).collect()
+        self.state().device().domain(domain).into_iter().flat_map(Domain::endpoints).collect()
     }
 
     /// Those of `endpoints` that are told what they may reach.

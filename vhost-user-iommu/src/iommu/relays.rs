@@ -22,6 +22,10 @@ impl Relays {
         lock(&self.0).get(&endpoint).cloned()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+
     pub(super) fn all(&self) -> Vec<RelayHandle> {
         lock(&self.0).values().cloned().collect()
     }
