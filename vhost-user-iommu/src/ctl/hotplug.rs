@@ -64,7 +64,7 @@ impl Plug {
                 Ok(Plug { endpoint: endpoint.label, device, properties, monitor })
             }
             EndpointKind::Listed | EndpointKind::VhostUser { .. } | EndpointKind::VfioUser { .. } => {
-                let error = UsageError::new("only physical devices come and go", "write ID,vfio=DEVICE");
+                let error = UsageError::new("`plug` is for physical devices", "write ID,vfio=DEVICE");
                 Err(error.at(endpoint.label))
             }
         }
