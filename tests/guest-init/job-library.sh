@@ -71,3 +71,13 @@ iops() {
   end=$(cut -d ' ' -f 1 /proc/uptime)
   echo "iops $1 $2 $3 $(awk "BEGIN { print int($2 / ($end - $begin)) }")"
 }
+
+# wait_gone FILE: until a device is unplugged.
+wait_gone() {
+  local tries=0
+  while [ -e "$1" ]; do
+    [ $((tries += 1)) -le 1200 ] || { echo "guest: $1 is there after 60 s"; return 1; }
+    usleep 50000
+  done
+  echo "wait_gone $1"
+}

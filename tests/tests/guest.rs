@@ -2,17 +2,20 @@
 
 //! Linux guests whose disk is behind the daemon: every way in which a guest uses its IOMMU, or does not.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use viommu_tests::daemon::Daemon;
 use viommu_tests::guest::{BootFrom, Disk, Guest, Initramfs, OnReset, Testbed};
-use viommu_tests::iotlb_disk::{Event, Outcome, StrayDma};
-use viommu_tests::scene::{Behind, Scene};
+use viommu_tests::iotlb_disk::{Event, Image, IotlbDisk, Options, Outcome, StrayDma};
+use viommu_tests::scene::{self, Behind, IOMMU, Scene};
 
 const MEMORY_MIB: u32 = 512;
 /// The disk, as the guest calls it.
 const DISK: &str = "0000:00:02.0";
+/// Behind the first port of the machine.
+const LATE: &str = "01:00.0";
 const DISK_MIB: usize = 4;
 const BOOT: Duration = Duration::from_secs(120);
 const READ: &str = "wait_for /dev/vda; iommu_groups; checksum /dev/vda 4";
@@ -164,5 +167,45 @@ fn a_guest_that_is_paused_goes_on_where_it_was() -> Result<()> {
     guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
     let log = stage.scene.daemon.as_ref().context("no daemon")?.lines();
     assert!(!log.iter().any(|line| line.contains("device reset")), "{}", log.join("\n"));
+    Ok(())
+}
+
+/// The whole life of a device that is plugged into a running guest: a process that serves it, an endpoint, a slot.
+#[test]
+fn a_disk_that_is_plugged_into_a_running_guest_is_behind_the_iommu_until_it_is_unplugged() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (control, front, back) = (path("control.sock"), path("front.sock"), path("back.sock"));
+    let Some(stage) = Stage::new(&["--endpoint", LATE, "--control", &control])? else { return Ok(()) };
+    let image = Disk::random(&folder.path().join("late.img"), DISK_MIB, 2)?;
+    let viot = folder.path().join("viot.dat");
+    Daemon::write_viot(&["--iommu", IOMMU, "--endpoint", scene::DISK, "--endpoint", LATE], &viot)?;
+    let plain = Guest::new(&stage.testbed).memory_mib(MEMORY_MIB).cpus(2);
+    let job = format!("{READ}; wait_for /dev/vdb; iommu_groups; checksum /dev/vdb 4; wait_gone /dev/vdb");
+    let guest =
+        stage.scene.give_to_with_viot(plain, &viot).device("pcie-root-port,id=root3,addr=3,chassis=1");
+    let mut guest = guest.job(&job).spawn()?;
+    guest.reads(DISK_MIB, &stage.image_sum, BOOT)?;
+
+    let late = IotlbDisk::serve(Path::new(&back), Image::open(image.path())?, Options::default())?;
+    Daemon::ctl(Path::new(&control), &["add", &format!("{LATE},vhost-user={front},backend={back}")])?;
+    let address = format!(r#"{{"type":"unix","data":{{"path":"{front}"}}}}"#);
+    let backend = format!(r#"{{"type":"socket","data":{{"server":false,"addr":{address}}}}}"#);
+    guest.monitor_with("chardev-add", &format!(r#"{{"id":"late","backend":{backend}}}"#))?;
+    guest.monitor_with(
+        "device_add",
+        r#"{"driver":"vhost-user-blk-pci","id":"late","chardev":"late","bus":"root3","num-queues":1,"iommu_platform":true,"disable-legacy":"on"}"#,
+    )?;
+    assert_eq!(guest.group_type("0000:01:00.0", BOOT)?, "DMA-FQ");
+    let sum = guest.value_of("checksum /dev/vdb 4 ", BOOT)?;
+    assert_eq!(sum, image.checksum(&stage.testbed, DISK_MIB)?);
+    assert!(late.events().iter().any(|event| matches!(event, Event::Miss { .. })), "{:?}", late.events());
+
+    guest.monitor_with("device_del", r#"{"id":"late"}"#)?;
+    guest.wait_for("wait_gone /dev/vdb", BOOT)?;
+    stage.daemon_says(&format!("endpoint {LATE}: VMM disconnected"))?;
+    Daemon::ctl(Path::new(&control), &["remove", LATE])?;
+    let list = Daemon::ctl(Path::new(&control), &["list"])?;
+    assert!(list.contains(&format!("{LATE}: listed, ")), "{list}");
     Ok(())
 }

@@ -98,7 +98,7 @@ end
         "status 2\nvfio0\n",
         "\n/dev/iommu\n/dev/vfio/devices/vfio0\n00:03.0: vfio 0000:00:01.0, blocked: there is no VMM\n1 of the daemon\n",
         "\n00:03.0: vfio, its device is removed, blocked: there is no VMM\n0 of the daemon\n",
-        "\nvhost-user-iommu: the endpoint's device is removed already\n",
+        "\nvhost-user-iommu: the endpoint has no device\n",
         "\nstatus 1\n",
         "\nnothing left",
     ] {

@@ -21,6 +21,7 @@ pub mod message;
 pub mod orders;
 mod pci;
 pub mod relay;
+mod relaying;
 pub mod session;
 mod signals;
 mod size;

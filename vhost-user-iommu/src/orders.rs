@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
@@ -23,14 +24,22 @@ pub type Outcome = Result<(), HostError>;
 pub struct RelayHandle {
     protocol: Protocol,
     orders: Sender<Order>,
-    wake: Arc<Wake>,
+    bell: Arc<Bell>,
 }
 
 /// The relay's end.
 #[derive(Debug)]
 pub struct Orders {
     orders: Receiver<Order>,
-    wake: Arc<Wake>,
+    bell: Arc<Bell>,
+}
+
+/// What both ends share.
+#[derive(Debug)]
+struct Bell {
+    wake: Wake,
+    /// Whether the relay is to come to an end.
+    is_over: AtomicBool,
 }
 
 /// What an endpoint reaches.
@@ -80,9 +89,9 @@ pub struct Completion {
 /// # Errors
 /// The process has no file descriptor left.
 pub fn orders(protocol: Protocol) -> std::io::Result<(RelayHandle, Orders)> {
-    let wake = Arc::new(Wake::new()?);
+    let bell = Arc::new(Bell { wake: Wake::new()?, is_over: AtomicBool::default() });
     let (sender, receiver) = channel();
-    Ok((RelayHandle { protocol, orders: sender, wake: wake.clone() }, Orders { orders: receiver, wake }))
+    Ok((RelayHandle { protocol, orders: sender, bell: bell.clone() }, Orders { orders: receiver, bell }))
 }
 
 impl RelayHandle {
@@ -113,10 +122,16 @@ impl RelayHandle {
         }
     }
 
+    /// Has the relay leave both sides, as soon as the back-end lets it, and serve nobody any more.
+    pub fn end(&self) {
+        self.bell.is_over.store(true, Ordering::Relaxed);
+        self.bell.wake.wake();
+    }
+
     fn send(&self, order: Order) {
         // Fails only when the relay is gone; the order is then dropped, and so done.
         let _ = self.orders.send(order);
-        self.wake.wake();
+        self.bell.wake.wake();
     }
 }
 
@@ -134,14 +149,19 @@ impl Order {
 impl Orders {
     /// What has been ordered since the last call.
     pub fn take(&self) -> impl Iterator<Item = Order> {
-        self.wake.clear();
+        self.bell.wake.clear();
         self.orders.try_iter()
+    }
+
+    /// Whether the relay is to come to an end.
+    pub fn is_over(&self) -> bool {
+        self.bell.is_over.load(Ordering::Relaxed)
     }
 }
 
 impl AsFd for Orders {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+        self.bell.wake.as_fd()
     }
 }
 

@@ -5,6 +5,7 @@
 //! Says what is wrong, where, and how to mend it, in one line. Not for errors of a running daemon.
 
 use std::fmt::{self, Write};
+use std::io;
 
 /// Something the user asked for that cannot be done.
 ///
@@ -30,6 +31,14 @@ impl UsageError {
     /// An error that says what is wrong and how to mend it.
     pub fn new(problem: impl Into<String>, mend: impl Into<String>) -> UsageError {
         UsageError { subject: None, place: None, problem: problem.into(), mend: mend.into() }
+    }
+
+    /// The system refuses what every program may have some of.
+    pub(crate) fn short_of(error: io::Error) -> UsageError {
+        UsageError::new(
+            format!("the system refuses a file descriptor, a thread or a process: {error}"),
+            "raise its limits (ulimit)",
+        )
     }
 
     /// The same error, said of the option `option` (its long name without dashes) with the value `value`.

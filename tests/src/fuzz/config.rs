@@ -5,7 +5,6 @@
 //! An input is text: the words of the command line, one in a line; then, after an empty line, the file. What ends the
 //! process (`--help`) or reads files of others (`--config`) is left out.
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
@@ -61,7 +60,7 @@ fn check_error(line: &str) {
 
 fn check_config(config: &Config) {
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
-    Iommu::new(config, BTreeMap::new(), None, event_waits).expect("a device that can be made");
+    Iommu::new(config, None, event_waits).expect("a device that can be made");
     config.endpoints.iter().for_each(check_endpoint);
 }
 

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vhost_user_iommu::EndpointConfig;
 use vhost_user_iommu::control::protocol::{Code, EndpointStatus, Refusal, Reply, VFIO};
 use vhost_user_iommu::control::{Connection, Controlled, reply};
 use viommu_core::EndpointId;
@@ -85,14 +86,15 @@ impl Controlled for Device {
         Err(Refusal::new(Code::BackEnd, "none"))
     }
 
-    fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+    fn remove(&self, endpoint: EndpointId) -> Result<(), Refusal> {
         match self.0.take() {
             Some(_) if endpoint == EndpointId(1) => Ok(()),
             _ => Err(Refusal::new(Code::NoDevice, "none")),
         }
     }
 
-    fn add_device(&self, _: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {
+    fn add(&self, _: &EndpointConfig, file: Option<OwnedFd>) -> Result<(), Refusal> {
+        let cdev = file.ok_or_else(|| Refusal::new(Code::NoDescriptor, "none"))?;
         self.0.replace(Some(cdev));
         Ok(())
     }

@@ -4,14 +4,13 @@
 //!
 //! What the daemon logs is formatted and thrown away: a guest's bytes go into it, too.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use vhost_user_iommu::iommu::Iommu;
-use vhost_user_iommu::orders::{RelayHandle, orders};
+use vhost_user_iommu::orders::orders;
 use vhost_user_iommu::relay::Relay;
 use vhost_user_iommu::sync::Wake;
 use vhost_user_iommu::throttle::Throttle;
@@ -31,7 +30,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const POLL: Duration = Duration::from_micros(200);
 
 /// The device and what tells of its events. A VMM has yet to connect.
-pub fn iommu(relays: BTreeMap<EndpointId, RelayHandle>) -> (Arc<Iommu>, Arc<Wake>) {
+pub fn iommu() -> (Arc<Iommu>, Arc<Wake>) {
     static LOG: Once = Once::new();
     LOG.call_once(|| {
         // Fails only when a test of this process has a logger of its own.
@@ -39,7 +38,7 @@ pub fn iommu(relays: BTreeMap<EndpointId, RelayHandle>) -> (Arc<Iommu>, Arc<Wake
         log::set_max_level(LevelFilter::Debug);
     });
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
-    let iommu = Iommu::new(&config(), relays, None, event_waits.clone()).expect("a device that can be made");
+    let iommu = Iommu::new(&config(), None, event_waits.clone()).expect("a device that can be made");
     (Arc::new(iommu), event_waits)
 }
 
@@ -47,7 +46,8 @@ pub fn iommu(relays: BTreeMap<EndpointId, RelayHandle>) -> (Arc<Iommu>, Arc<Wake
 /// given by the thread that takes the relay's steps, since that could not wait for them.
 pub fn relay(protocol: Protocol) -> Relay {
     let (unheard, _) = orders(protocol).expect("a file descriptor");
-    let (iommu, _) = iommu(BTreeMap::from([(ENDPOINT, unheard)]));
+    let (iommu, _) = iommu();
+    iommu.add_relay(ENDPOINT, unheard);
     iommu.connected();
     iommu.negotiate(Features::OFFERED.bits());
     Relay {

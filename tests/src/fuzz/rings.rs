@@ -5,7 +5,6 @@
 //! The daemon's worker is played: the back-end is told of kicks as the worker would tell it. Whatever a guest did,
 //! the device serves good rings afterwards. How rings come to be is the `session` target's matter.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,7 +83,7 @@ struct Machine {
 
 impl Machine {
     fn new(input: &mut Input<'_>) -> Machine {
-        let (iommu, event_waits) = device::iommu(BTreeMap::new());
+        let (iommu, event_waits) = device::iommu();
         let memory = Memory::new(guest_memory(SIZE));
         let backend = Backend::new(iommu.clone(), event_waits, POLL).expect("a file descriptor");
         let ring = || Ring::new(memory.clone(), 1024).expect("a size of rings");

@@ -7,7 +7,6 @@
 
 mod vmm;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -38,7 +37,7 @@ const REPLY_PLACE: u64 = 0xa000;
 
 /// The life of one connection.
 pub fn run(data: &[u8]) {
-    let (iommu, event_waits) = device::iommu(BTreeMap::new());
+    let (iommu, event_waits) = device::iommu();
     let (theirs, stream) = UnixStream::pair().expect("sockets");
     let session = Session::new(iommu.clone(), event_waits, POLL).expect("file descriptors");
     thread::scope(|scope| {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Sends commands without arguments to QEMU's monitor (QMP).
+//! Sends commands to QEMU's monitor (QMP).
 //!
-//! It parses no JSON: an answer is a line of text. To read first: QEMU's `docs/interop/qmp-spec.rst`.
+//! It parses no JSON, nor makes any: arguments and an answer are lines of text. To read first: QEMU's `docs/interop/qmp-spec.rst`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -25,13 +25,13 @@ impl Qmp {
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         let mut qmp = Self { stream: BufReader::new(stream) };
         ensure!(qmp.line()?.contains("\"QMP\""), "no greeting from QEMU's monitor");
-        qmp.execute("qmp_capabilities")?;
+        qmp.execute("qmp_capabilities", "{}")?;
         Ok(qmp)
     }
 
     /// The line of the answer; events that come before it are dropped.
-    pub(super) fn execute(&mut self, command: &str) -> Result<String> {
-        let request = format!("{{\"execute\": \"{command}\"}}\r\n");
+    pub(super) fn execute(&mut self, command: &str, arguments: &str) -> Result<String> {
+        let request = format!("{{\"execute\": \"{command}\", \"arguments\": {arguments}}}\r\n");
         self.stream.get_mut().write_all(request.as_bytes()).with_context(|| format!("sending {command}"))?;
         loop {
             let line = self.line().with_context(|| format!("waiting for the answer to {command}"))?;

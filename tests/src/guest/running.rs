@@ -142,11 +142,19 @@ impl RunningGuest {
     /// # Errors
     /// QEMU refuses the command, or does not answer.
     pub fn monitor(&mut self, command: &str) -> Result<String> {
+        self.monitor_with(command, "{}")
+    }
+
+    /// The same for a command with arguments, an object of JSON in one line.
+    ///
+    /// # Errors
+    /// As [`RunningGuest::monitor`].
+    pub fn monitor_with(&mut self, command: &str, arguments: &str) -> Result<String> {
         let qmp = match &mut self.qmp {
             Some(qmp) => qmp,
             none => none.insert(Qmp::connect(&Self::monitor_in(self.folder.path()))?),
         };
-        qmp.execute(command)
+        qmp.execute(command, arguments)
     }
 
     fn failure(&self, what: &str) -> anyhow::Error {

@@ -71,7 +71,7 @@ fn a_list_says_what_each_endpoint_reaches() {
 fn what_cannot_be_done_to_an_endpoint_is_refused_with_the_reason() {
     let controlled = Controlled::new();
     for (words, error) in [
-        (&["remove", "00:02.0"][..], "vhost-user-iommu: 00:02.0 is no VFIO endpoint\n"),
+        (&["remove", "00:02.0"][..], "vhost-user-iommu: the endpoint has no device\n"),
         (&["remove", "77"], "vhost-user-iommu: the daemon was given no such endpoint\n"),
         (&["--json", "remove", "77"], "vhost-user-iommu: unknown-endpoint\n"),
         (

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use viommu_core::wire::{self, MAP_F_READ, RequestType};
-use viommu_core::{EndpointId, Gpa};
+use viommu_core::{DomainId, EndpointId, Gpa};
+use viommu_tests::driver::IommuDriver;
 use viommu_tests::iotlb_disk::{Event, OnInvalidate, Outcome, StrayDma};
 use zerocopy::IntoBytes;
 
@@ -19,27 +20,38 @@ const PAGE: u64 = 8;
 
 /// An UNMAP of a page that the disk has cached is under way, and takes as long as the disk wants.
 fn unmap_under_way(on_invalidate: OnInvalidate) -> WithDisk {
+    unmap_under_way_before(on_invalidate, |_| {})
+}
+
+/// The same, with what `submit` puts into the ring behind it.
+fn unmap_under_way_before(on_invalidate: OnInvalidate, submit: impl FnOnce(&mut IommuDriver)) -> WithDisk {
     let mut scene = WithDisk::new(Setup::default());
     scene.vmm.attach();
     assert_ok(&scene.vmm.driver.map(DOMAIN, page_range(PAGE), Gpa(0), MAP_F_READ).expect("a reply"));
     let reached = scene.disk.stray_dma(PAGE * 0x1000, StrayDma::Read(8));
     assert!(matches!(reached, Outcome::Read(_)), "{reached:?}");
     scene.disk.set_on_invalidate(on_invalidate);
-    let range = page_range(PAGE);
-    let request = wire::ReqUnmap {
-        head: wire::Head { kind: RequestType::UNMAP, reserved: [0; 3] },
-        domain: DOMAIN.0.into(),
-        virt_start: range.start().into(),
-        virt_last: range.last().into(),
-        reserved: [0; 4],
-    };
-    scene.vmm.driver.submit(request.as_bytes(), 4).expect("there is room");
+    submit_unmap(&mut scene.vmm.driver, DOMAIN);
+    submit(&mut scene.vmm.driver);
     scene.vmm.driver.requests().kick();
     // This page: other invalidations have gone before.
     let this_page = |event: &Event| matches!(event, Event::Invalidate { iova, .. } if *iova == PAGE * 0x1000);
     let asked = |events: &[Event]| events.iter().any(this_page);
     assert!(scene.disk.wait_until(PATIENCE, |_, events| asked(events)), "the disk is asked to invalidate");
     scene
+}
+
+/// Puts an UNMAP of the page into the ring.
+fn submit_unmap(driver: &mut IommuDriver, domain: DomainId) {
+    let range = page_range(PAGE);
+    let request = wire::ReqUnmap {
+        head: wire::Head { kind: RequestType::UNMAP, reserved: [0; 3] },
+        domain: domain.0.into(),
+        virt_start: range.start().into(),
+        virt_last: range.last().into(),
+        reserved: [0; 4],
+    };
+    driver.submit(request.as_bytes(), 4).expect("there is room");
 }
 
 #[test]
@@ -50,6 +62,20 @@ fn a_ring_stops_behind_the_request_that_is_at_work() {
     assert_eq!(next, u32::from(driver.requests().next_avail()), "the request at work is done");
     let used = driver.requests().take_used().expect("its reply is there when the ring has stopped");
     assert_eq!(used.written, 4);
+}
+
+#[test]
+fn a_ring_stops_before_what_lies_behind_the_request_at_work() {
+    let mut scene = unmap_under_way_before(OnInvalidate::AcknowledgeAfter(LATE), |driver| {
+        submit_unmap(driver, DomainId(99));
+    });
+    let Vmm { front_end, driver, .. } = &mut scene.vmm;
+    let next = front_end.stop_ring(0).expect("stopped");
+    assert_eq!(next, u32::from(driver.requests().next_avail().wrapping_sub(1)), "only one is done");
+    assert_eq!(driver.complete().expect("a reply").1.status(), OK);
+    assert_eq!(driver.requests().take_used(), None, "the other one is in the ring");
+    front_end.start_ring(0, driver.requests()).expect("started");
+    assert_eq!(driver.complete().expect("a reply").1.status(), NO_ENTRY);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod back_end;
 mod back_end_messages;
 mod bed;
 mod blocked;
+mod come_and_go;
 mod conversation;
 mod endurance;
 mod invalidation;

@@ -97,14 +97,12 @@ fn whatever_is_no_invalidation_waits() {
         Vec::new(),
     ];
     for other in &others {
-        assert!(!Device::can_be_another(other));
         assert!(matches!(bed.begin(invalidate(1)), Step::Apply(_)));
         let before = state(&bed.device);
         assert!(bed.device.begin_another(other, TAIL_SIZE).is_none());
         assert_eq!(state(&bed.device), before, "{other:?}");
         assert_eq!(bed.finish(Ok(())), Status::Ok as u8);
     }
-    assert!(Device::can_be_another(&invalidate(1).readable()));
     assert!(bed.another(invalidate(1)).is_none(), "nothing is under way");
     for other in &others[..3] {
         assert!(matches!(bed.device.begin(other, TAIL_SIZE), Step::Apply(_)));

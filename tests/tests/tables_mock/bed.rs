@@ -2,7 +2,6 @@
 
 //! The daemon with two mock devices, and a guest that it serves.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -355,7 +354,7 @@ fn daemon(made: &Made, context: &Arc<Context>, devices: &[Mock; 2]) -> (Arc<Iomm
     let requests = PageRequestSupport { requests_max: made.requests_max, timeout: made.timeout };
     let vfio = Vfio::with(&config, context, given.collect(), requests).expect("a kernel that is suited");
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
-    let iommu = Iommu::new(&config, BTreeMap::new(), Some(vfio), event_waits.clone());
+    let iommu = Iommu::new(&config, Some(vfio), event_waits.clone());
     let iommu = Arc::new(iommu.expect("a device that can be made"));
     // For the life of the process, as in the daemon.
     let (watched, tended) = (iommu.clone(), iommu.clone());

@@ -7,6 +7,7 @@
 
 mod bed;
 mod blocked;
+mod come_and_go;
 mod device;
 mod hostile;
 mod lifecycle;

@@ -27,7 +27,7 @@ pub(crate) enum Tool {
     #[command(verbatim_doc_comment, after_help = LAUNCH_EXAMPLE)]
     Launch(LaunchArgs),
 
-    /// Ask a running daemon for its endpoints, block one, or have physical devices come and go
+    /// Ask a running daemon for its endpoints, block one, or have devices come and go
     ///
     /// The daemon has to be started with --control PATH. `plug` and `unplug` do all that it takes, in
     /// QEMU as well; `add` and `remove` are the daemon's part alone, for other managers of guests.
@@ -113,16 +113,23 @@ pub(crate) enum CtlAction {
         monitor: MonitorArgs,
     },
 
-    /// Let go of the device of the endpoint ID, once the VMM has unplugged it; until then it reaches nothing
+    /// Let go of the device of the endpoint ID, once the VMM has unplugged it
+    ///
+    /// From then on it reaches nothing. A VMM that is still connected to the socket of another process's
+    /// device loses that device, and its back-end has to leave: it may use memory until then.
+    #[command(verbatim_doc_comment)]
     Remove {
         /// The endpoint, as it was given to the daemon
         #[arg(value_name = "ID")]
         endpoint: EndpointConfig,
     },
 
-    /// Take a device for an endpoint whose device was removed, before the VMM plugs it in: ID,vfio=fd:N
+    /// Take a device for an endpoint that has none, before the VMM plugs it in
     ///
-    /// N is the open VFIO device file that the VMM is given as well.
+    /// ID,vhost-user=SOCKET,backend=SOCKET and ID,vfio-user=SOCKET,server=SOCKET[,dma=message] are for
+    /// endpoints that were given to the daemon by their ID alone, or whose device was removed: as in
+    /// --endpoint. ID,vfio=fd:N is for those whose physical device was removed: N is the open VFIO device
+    /// file that the VMM is given as well.
     #[command(verbatim_doc_comment)]
     Add {
         /// The endpoint and the device

@@ -4,11 +4,11 @@
 //!
 //! Opens no socket and asks no bus: what is named here may not exist yet.
 
-use std::{collections::HashMap, path::Path, str::FromStr};
+use std::{collections::HashMap, fmt, path::Path, str::FromStr};
 
 use viommu_core::EndpointId;
 
-use super::kind::{EndpointKind, VfioDevice, absolute};
+use super::kind::{Dma, EndpointKind, Protocol, Relayed, VfioDevice, absolute};
 use crate::usage_error::UsageError;
 use crate::{pci::PciAddress, size::parse_number};
 
@@ -78,6 +78,21 @@ impl EndpointConfig {
     }
 }
 
+/// As it is written, with paths that mean the same in every folder.
+impl fmt::Display for EndpointConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.label)?;
+        let Some(Relayed { protocol, front, back }) = self.kind.relayed() else { return Ok(()) };
+        let (front, back) = (absolute(front), absolute(back));
+        let (front, back) = (front.display(), back.display());
+        match protocol {
+            Protocol::VhostUser => write!(f, ",vhost-user={front},backend={back}"),
+            Protocol::VfioUser(Dma::Shared) => write!(f, ",vfio-user={front},server={back}"),
+            Protocol::VfioUser(Dma::Message) => write!(f, ",vfio-user={front},server={back},dma=message"),
+        }
+    }
+}
+
 impl FromStr for EndpointConfig {
     type Err = UsageError;
 
@@ -133,6 +148,19 @@ mod tests {
         for spec in ["0:2.0,vhost-user=f,backend=b=c", "0:2.0,backend=b=c,vhost-user=f"] {
             assert_eq!(spec.parse::<EndpointConfig>().expect(spec).kind, expected);
         }
+    }
+
+    #[test]
+    fn the_device_of_another_process_is_written_as_it_was_read() {
+        for spec in [
+            "00:02.0,vhost-user=/f,backend=/b=c",
+            "9,vfio-user=/f,server=/s",
+            "9,vfio-user=/f,server=/s,dma=message",
+        ] {
+            assert_eq!(spec.parse::<EndpointConfig>().expect(spec).to_string(), spec);
+        }
+        let here = "9,vhost-user=f,backend=/b".parse::<EndpointConfig>().expect("an endpoint").to_string();
+        assert!(here.starts_with("9,vhost-user=/") && here.ends_with("/f,backend=/b"), "{here}");
     }
 
     #[test]

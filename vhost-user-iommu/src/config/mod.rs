@@ -106,6 +106,25 @@ impl Config {
         })
     }
 
+    /// Refuses the device of another process for an endpoint beside these, whose devices are others' too, in a daemon that
+    /// runs.
+    pub(crate) fn check_addition(
+        &self,
+        others: &[EndpointConfig],
+        added: &EndpointConfig,
+    ) -> Result<(), UsageError> {
+        let all: Vec<EndpointConfig> = others.iter().chain([added]).cloned().collect();
+        let listen = match &self.listen {
+            Listen::Path(path) => Some(("socket-path", path.as_path())),
+            Listen::Fd(_) => None,
+        };
+        let control = self.control.as_deref().map(|path| ("control", path));
+        let own: Vec<_> = listen.into_iter().chain(control).collect();
+        EndpointConfig::check_sockets(&own, &all)?;
+        check_mode(self.mode, &all)?;
+        check_aperture(self.aperture, &all)
+    }
+
     /// Refuses what the daemon itself cannot open, because a VMM has to have the same files open.
     pub(crate) fn check_served(&self) -> Result<(), UsageError> {
         descriptors::check_shared(self.iommufd, &self.endpoints)
@@ -169,9 +188,13 @@ fn aperture(options: &Options) -> Result<IovaRange, UsageError> {
             .about("guest-memory", layout.to_string())
         });
     }
+    check_aperture(IovaRange::ALL, &options.endpoints).map(|()| IovaRange::ALL)
+}
+
+fn check_aperture(aperture: IovaRange, endpoints: &[EndpointConfig]) -> Result<(), UsageError> {
     let relayed = |endpoint: &&EndpointConfig| matches!(endpoint.kind, EndpointKind::VhostUser { .. });
-    match options.endpoints.iter().find(relayed) {
-        None => Ok(IovaRange::ALL),
+    match endpoints.iter().find(relayed).filter(|_| aperture == IovaRange::ALL) {
+        None => Ok(()),
         Some(endpoint) => Err(UsageError::new(
             "the aperture has to lie inside guest memory, because the VMM takes the ring addresses of a \
              vhost-user device for guest-physical ones",
@@ -194,7 +217,6 @@ fn whole_granules(range: IovaRange, granule: Granule) -> Result<IovaRange, Usage
     .about("aperture", range.to_string()))
 }
 
-/// Nothing walks tables for a device that another process serves.
 fn mode(options: &Options) -> Result<Mode, UsageError> {
     match (options.mode, options.table_feature_bit) {
         (ModeName::Map, None) => Ok(Mode::Map),
@@ -203,16 +225,22 @@ fn mode(options: &Options) -> Result<Mode, UsageError> {
             Err(error.about("table-feature-bit", bit.to_string()))
         }
         (ModeName::Table, bit) => {
-            let is_relayed = |endpoint: &&EndpointConfig| endpoint.kind.relayed().is_some();
-            match options.endpoints.iter().find(is_relayed) {
-                None => Ok(Mode::Table { feature_bit: bit.unwrap_or(Mode::FEATURE_BIT) }),
-                Some(endpoint) => Err(UsageError::new(
-                    "in table mode hardware walks the guest's tables, and a device of another process has none",
-                    "serve it by a device of its own in map mode, or leave --mode table out",
-                )
-                .about("endpoint", &endpoint.label)),
-            }
+            let mode = Mode::Table { feature_bit: bit.unwrap_or(Mode::FEATURE_BIT) };
+            check_mode(mode, &options.endpoints).map(|()| mode)
         }
+    }
+}
+
+/// Nothing walks tables for a device that another process serves.
+fn check_mode(mode: Mode, endpoints: &[EndpointConfig]) -> Result<(), UsageError> {
+    let is_relayed = |endpoint: &&EndpointConfig| endpoint.kind.relayed().is_some();
+    match endpoints.iter().find(is_relayed).filter(|_| mode.is_table()) {
+        None => Ok(()),
+        Some(endpoint) => Err(UsageError::new(
+            "in table mode hardware walks the guest's tables, and a device of another process has none",
+            "serve it by a device of its own in map mode, or leave --mode table out",
+        )
+        .about("endpoint", &endpoint.label)),
     }
 }
 

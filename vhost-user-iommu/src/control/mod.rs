@@ -46,15 +46,16 @@ pub trait Controlled {
     /// Lets go of the device of an endpoint, so that the VMM's release of it is the last: it reaches nothing first.
     ///
     /// # Errors
-    /// There is no such endpoint or device; then nothing is changed.
-    fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal>;
+    /// There is no such endpoint or device; then nothing is changed. Or the device of another process may still use
+    /// memory; then it is let go of as soon as it does not.
+    fn remove(&self, endpoint: EndpointId) -> Result<(), Refusal>;
 
-    /// Takes the VFIO device file `cdev`, of which the VMM has a duplicate, for an endpoint that has no device. The
-    /// device belongs where the endpoint is attached.
+    /// Takes a device for an endpoint that has none: one that another process serves, as `endpoint` says, or else a
+    /// physical one, by the VFIO device file of which the VMM has a duplicate. It belongs where the endpoint is attached.
     ///
     /// # Errors
     /// There is no such endpoint, it has a device, or this one is not suited; then nothing is changed.
-    fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal>;
+    fn add(&self, endpoint: &EndpointConfig, file: Option<OwnedFd>) -> Result<(), Refusal>;
 }
 
 /// Serves clients that connect to `listener`, for the life of the process.
@@ -125,14 +126,11 @@ fn answer(line: Line<'_>, controlled: &impl Controlled) -> Result<Done, Refusal>
             info!("endpoint {}: blocked no more, as asked for", endpoint.escape_debug());
         }
         Request::Remove { endpoint } => {
-            controlled.remove_device(id_of(&endpoint)?)?;
+            controlled.remove(id_of(&endpoint)?)?;
             info!("endpoint {}: its device is removed, as asked for", endpoint.escape_debug());
         }
         Request::Add { endpoint } => {
-            let id = id_of(&endpoint)?;
-            let missing = "the VFIO device file has to come as a file descriptor with the line";
-            let cdev = line.file.take().ok_or_else(|| Refusal::new(Code::NoDescriptor, missing))?;
-            controlled.add_device(id, cdev)?;
+            controlled.add(&endpoint_of(&endpoint)?, line.file.take())?;
             info!("endpoint {}: a device is added, as asked for", endpoint.escape_debug());
         }
     }
@@ -140,8 +138,12 @@ fn answer(line: Line<'_>, controlled: &impl Controlled) -> Result<Done, Refusal>
 }
 
 fn id_of(endpoint: &str) -> Result<EndpointId, Refusal> {
-    let parsed: Result<EndpointConfig, _> = endpoint.parse();
-    parsed.map(|endpoint| endpoint.id).map_err(|error| Refusal::new(Code::UnknownEndpoint, error.to_string()))
+    endpoint_of(endpoint).map(|endpoint| endpoint.id)
+}
+
+fn endpoint_of(text: &str) -> Result<EndpointConfig, Refusal> {
+    let parsed: Result<EndpointConfig, _> = text.parse();
+    parsed.map_err(|error| Refusal::new(Code::UnknownEndpoint, error.to_string()))
 }
 
 fn refuse_excess(excess: Excess) -> Refusal {

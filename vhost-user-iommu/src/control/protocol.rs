@@ -10,7 +10,8 @@
 //! {"command":"add","endpoint":"00:03.0"}       {"error":{"code":"no-descriptor","message":"..."}}
 //! ```
 //!
-//! `add` comes with one file descriptor (`SCM_RIGHTS`). Clients ignore keys of a reply that they do not know, and tell
+//! `add` of a physical device comes with one file descriptor (`SCM_RIGHTS`); other devices are written behind the id as in
+//! `--endpoint`, with paths as the daemon sees them. Clients ignore keys of a reply that they do not know, and tell
 //! errors by their codes.
 
 use std::fmt;
@@ -40,7 +41,7 @@ pub enum Request {
     },
     /// Take a device for an endpoint that has none.
     Add {
-        /// Its id, however written.
+        /// Its id, however written, and the device of another process.
         endpoint: String,
     },
 }
@@ -80,7 +81,7 @@ pub enum Code {
     InvalidRequest,
     /// There is no such endpoint.
     UnknownEndpoint,
-    /// The endpoint's device is not one that comes and goes.
+    /// The endpoint is not one of a physical device.
     NotVfio,
     /// It has none.
     NoDevice,
@@ -175,7 +176,7 @@ impl fmt::Display for EndpointStatus {
     }
 }
 
-/// The kind of endpoints whose devices come and go.
+/// The kind of endpoints that are physical devices.
 pub const VFIO: &str = "vfio";
 /// The kind of endpoints that the guest's driver alone knows.
 pub const LISTED: &str = "listed";

@@ -47,13 +47,14 @@ impl Controlled for Double {
         Ok(())
     }
 
-    fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+    fn remove(&self, endpoint: EndpointId) -> Result<(), Refusal> {
         lock(&self.asked).push(format!("remove {}", endpoint.0));
         lock(&self.device).take().map(drop).ok_or_else(|| Refusal::new(Code::NoDevice, "none"))
     }
 
-    fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {
-        lock(&self.asked).push(format!("add {}", endpoint.0));
+    fn add(&self, endpoint: &EndpointConfig, file: Option<OwnedFd>) -> Result<(), Refusal> {
+        let cdev = file.ok_or_else(|| Refusal::new(Code::NoDescriptor, "none"))?;
+        lock(&self.asked).push(format!("add {}", endpoint.id.0));
         match &mut *lock(&self.device) {
             Some(_) => Err(Refusal::new(Code::HasDevice, "one")),
             free => {

@@ -64,7 +64,7 @@ impl Plug {
                 Ok(Plug { endpoint: endpoint.label, device, properties, monitor })
             }
             EndpointKind::Listed | EndpointKind::VhostUser { .. } | EndpointKind::VfioUser { .. } => {
-                let error = UsageError::new("only physical devices come and go", "write ID,vfio=DEVICE");
+                let error = UsageError::new("`plug` is for physical devices", "write ID,vfio=DEVICE");
                 Err(error.at(endpoint.label))
             }
         }
@@ -167,7 +167,7 @@ impl Unplug {
                 Err(Refusal::new(Code::NotVfio, format!("{} is no VFIO endpoint", listed.endpoint)))
             }
             Some(listed) if listed.device.is_none() => {
-                Err(Refusal::new(Code::NoDevice, "the endpoint's device is removed already"))
+                Err(Refusal::new(Code::NoDevice, "the endpoint has no device"))
             }
             Some(_) => Ok(()),
         }

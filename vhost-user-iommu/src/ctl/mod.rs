@@ -64,7 +64,7 @@ impl CtlCommand {
     /// What `args` ask for.
     ///
     /// # Errors
-    /// `add` without the open file that the VMM has as well; an endpoint that has no physical device.
+    /// `add` without a device, or without the open file that the VMM has as well of a physical one.
     pub(crate) fn new(args: CtlArgs) -> Result<CtlCommand, UsageError> {
         let action = match args.action {
             CtlAction::List => Action::Ask(Request::List {}, None),
@@ -75,7 +75,7 @@ impl CtlCommand {
             CtlAction::Remove { endpoint } => Action::Ask(Request::Remove { endpoint: endpoint.label }, None),
             CtlAction::Add { endpoint } => {
                 let file = file_of(&endpoint)?;
-                Action::Ask(Request::Add { endpoint: endpoint.label }, Some(file))
+                Action::Ask(Request::Add { endpoint: endpoint.to_string() }, file)
             }
             CtlAction::Plug { endpoint, device, monitor } => {
                 Action::Plug(Plug::new(endpoint, device, monitor.into())?)
@@ -126,18 +126,21 @@ impl From<MonitorArgs> for Monitor {
     }
 }
 
-/// The file that goes with `add`. The daemon can attach a device by a file alone that the VMM has bound.
-fn file_of(endpoint: &EndpointConfig) -> Result<i32, UsageError> {
+/// The file that goes with `add`, if one does. The daemon can attach a physical device by a file alone that the VMM has
+/// bound.
+fn file_of(endpoint: &EndpointConfig) -> Result<Option<i32>, UsageError> {
     let (problem, mend) = match &endpoint.kind {
         EndpointKind::Vfio { pasid: true, .. } => return Err(told_at_start(&endpoint.label)),
-        EndpointKind::Vfio { device: VfioDevice::Fd(number), .. } => return Ok(*number),
+        EndpointKind::Vfio { device: VfioDevice::Fd(number), .. } => return Ok(Some(*number)),
         EndpointKind::Vfio { device, .. } => (
             format!("a VMM has to share the file descriptor of {device}"),
             "use `ctl plug`, which opens it for both, or pass it: vfio=fd:N, with the same file open in the VMM",
         ),
-        EndpointKind::Listed | EndpointKind::VhostUser { .. } | EndpointKind::VfioUser { .. } => {
-            ("only physical devices come and go".to_owned(), "write ID,vfio=fd:N")
-        }
+        EndpointKind::VhostUser { .. } | EndpointKind::VfioUser { .. } => return Ok(None),
+        EndpointKind::Listed => (
+            "nothing says which device is added".to_owned(),
+            "write ID,vhost-user=SOCKET,backend=SOCKET, or ID,vfio-user=SOCKET,server=SOCKET, or ID,vfio=fd:N",
+        ),
     };
     Err(UsageError::new(problem, mend).at(&endpoint.label))
 }

@@ -11,6 +11,7 @@
 //! What it was told of a change that fails is put right after. The hardware comes last, since that cannot be undone so
 //! easily.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -27,7 +28,7 @@ use super::Iommu;
 impl Iommu {
     pub(super) fn apply(&self, change: &Change) -> Result<(), HostError> {
         match *change {
-            Change::Map { domain, range, target } if self.has_told => {
+            Change::Map { domain, range, target } if self.relays.has_told() => {
                 let members = self.told(self.members(domain));
                 self.order(members, &Work::Learn(Mapping { range, target }))?;
             }
@@ -65,32 +66,36 @@ impl Iommu {
     }
 
     /// Has these endpoints reach what they are to reach, whatever they were told meanwhile.
-    pub(super) fn put_right(&self, endpoints: Vec<EndpointId>) {
+    pub(super) fn put_right(&self, endpoints: BTreeSet<EndpointId>) {
         if !endpoints.is_empty() {
             // A failure has been told of, and the relay blocks an endpoint that does not follow.
-            let _ = self.order(self.told(endpoints), &Work::Refresh);
+            let _ = self.order(self.told(endpoints.into_iter().collect()), &Work::Refresh);
         }
     }
 
+    /// The endpoints of a domain, if other processes serve any at all.
     fn members(&self, domain: DomainId) -> Vec<EndpointId> {
+        if self.relays.is_empty() {
+            return Vec::new();
+        }
         self.state().device().domain(domain).into_iter().flat_map(Domain::endpoints).collect()
     }
 
     /// Those of `endpoints` that are told what they may reach.
     pub(super) fn told(&self, mut endpoints: Vec<EndpointId>) -> Vec<EndpointId> {
-        endpoints.retain(|endpoint| self.relays.get(endpoint).is_some_and(RelayHandle::is_told));
+        endpoints.retain(|endpoint| self.relays.is_told(*endpoint));
         endpoints
     }
 
     /// Moves an endpoint, and tells it what it reaches from now on if it is told that.
     fn enter(&self, endpoint: EndpointId, view: impl FnOnce() -> View) -> Result<(), HostError> {
-        let Some(relay) = self.relays.get(&endpoint) else { return Ok(()) };
+        let Some(relay) = self.relays.get(endpoint) else { return Ok(()) };
         let work = if relay.is_told() { Work::Enter(view()) } else { Work::Forget(IovaRange::ALL) };
         self.order(vec![endpoint], &work)
     }
 
     pub(super) fn order(&self, endpoints: Vec<EndpointId>, work: &Work) -> Result<(), HostError> {
-        let relay_of = |endpoint: &EndpointId| Some((*endpoint, self.relays.get(endpoint)?));
+        let relay_of = |endpoint: &EndpointId| Some((*endpoint, self.relays.get(*endpoint)?));
         let concerned: Vec<_> = endpoints.iter().filter_map(relay_of).collect();
         if concerned.is_empty() {
             return Ok(());

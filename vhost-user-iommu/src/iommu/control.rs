@@ -7,23 +7,26 @@ use std::os::fd::OwnedFd;
 use viommu_core::{EndpointId, HostError};
 
 use crate::config::Protocol;
-use crate::control::Controlled;
 use crate::control::protocol::{Cause, Code, EndpointStatus, LISTED, Reason, Refusal, VFIO};
-use crate::orders::RelayHandle;
 
 use super::Iommu;
 
-impl Controlled for Iommu {
-    fn endpoints(&self) -> Vec<EndpointStatus> {
+impl Iommu {
+    /// All endpoints, in the order of their ids.
+    pub fn statuses(&self) -> Vec<EndpointStatus> {
         self.labels.keys().map(|endpoint| self.status(*endpoint)).collect()
     }
 
-    fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal> {
-        self.check_vfio(endpoint)?;
+    /// Lets go of an endpoint's physical device.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn remove_device(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+        self.check_known(endpoint)?;
         let _turn = self.turn();
         let removed = self.vfio.as_ref().and_then(|vfio| vfio.shadow().remove(endpoint));
         if removed.is_none() {
-            return Err(Refusal::new(Code::NoDevice, "the endpoint's device is removed already"));
+            return Err(Refusal::new(Code::NoDevice, "the endpoint has no device"));
         }
         // What it has asked for has an answer, so the driver is told no more of it, and its own comes too late.
         self.state().device_mut().end_page_requests(endpoint);
@@ -31,12 +34,15 @@ impl Controlled for Iommu {
         Ok(())
     }
 
-    fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {
+    /// Takes a physical device for an endpoint.
+    ///
+    /// # Errors
+    /// It has one, or this one is not suited.
+    pub fn add_device(&self, endpoint: EndpointId, cdev: OwnedFd) -> Result<(), Refusal> {
         self.check_vfio(endpoint)?;
         let _turn = self.turn();
         let vfio = self.vfio.as_ref().filter(|vfio| vfio.shadow().device(endpoint).is_none());
-        let vfio =
-            vfio.ok_or_else(|| Refusal::new(Code::HasDevice, "the endpoint has a device; remove it first"))?;
+        let vfio = vfio.ok_or_else(|| Refusal::new(Code::HasDevice, HAS_DEVICE))?;
         let group = vfio
             .add(endpoint, cdev)
             .map_err(|error| Refusal::new(Code::NotSuited, format!("{}: {error}", self.label(endpoint))))?;
@@ -45,7 +51,11 @@ impl Controlled for Iommu {
         Ok(())
     }
 
-    fn block(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+    /// Cuts an endpoint off from the guest's memory, whatever the guest asks for.
+    ///
+    /// # Errors
+    /// It cannot be known that it reaches nothing.
+    pub fn block_endpoint(&self, endpoint: EndpointId) -> Result<(), Refusal> {
         let label = self.check_known(endpoint)?;
         if self.kind(endpoint) == LISTED {
             let message = format!("{label} is merely listed: nothing of it passes through the daemon");
@@ -62,13 +72,28 @@ impl Controlled for Iommu {
         })
     }
 
-    fn unblock(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+    /// Lets an endpoint reach what the guest lets it reach.
+    ///
+    /// # Errors
+    /// It stays blocked.
+    pub fn unblock_endpoint(&self, endpoint: EndpointId) -> Result<(), Refusal> {
         self.check_known(endpoint)?;
         self.restore(endpoint).map_err(|error| self.not_done(endpoint, &error, "it stays blocked"))
     }
-}
 
-impl Iommu {
+    /// Whether a device could be put behind the endpoint.
+    ///
+    /// # Errors
+    /// There is no such endpoint, or it has a device.
+    pub fn check_vacant(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+        self.check_known(endpoint)?;
+        match self.kind(endpoint) {
+            LISTED => Ok(()),
+            VFIO => Err(Refusal::new(Code::HasDevice, "the endpoint is that of a physical device")),
+            _ => Err(Refusal::new(Code::HasDevice, HAS_DEVICE)),
+        }
+    }
+
     fn status(&self, endpoint: EndpointId) -> EndpointStatus {
         // Before the state is locked: this looks at the address spaces.
         let name = self.vfio.as_ref().and_then(|vfio| vfio.name_of(endpoint));
@@ -114,7 +139,7 @@ impl Iommu {
 
     fn kind(&self, endpoint: EndpointId) -> &'static str {
         let is_vfio = self.vfio.as_ref().is_some_and(|vfio| vfio.has(endpoint));
-        match self.relays.get(&endpoint).map(RelayHandle::protocol) {
+        match self.relays.protocol(endpoint) {
             Some(Protocol::VhostUser) => "vhost-user",
             Some(Protocol::VfioUser(_)) => "vfio-user",
             None if is_vfio => VFIO,
@@ -138,7 +163,7 @@ impl Iommu {
     /// Why something has not become of an endpoint as it should have; `outcome` is what has.
     fn not_done(&self, endpoint: EndpointId, error: &HostError, outcome: &str) -> Refusal {
         let label = self.label(endpoint);
-        match self.relays.contains_key(&endpoint) {
+        match self.relays.get(endpoint).is_some() {
             true => Refusal::new(Code::BackEnd, format!("{label}: {error}; {outcome}")),
             false => {
                 Refusal::new(Code::Host, format!("{label}: the host's kernel refuses: {error}; {outcome}"))
@@ -146,3 +171,5 @@ impl Iommu {
         }
     }
 }
+
+const HAS_DEVICE: &str = "the endpoint has a device; remove it first";

@@ -21,7 +21,7 @@ impl Iommu {
     pub(super) fn cut_off(&self, endpoint: EndpointId) -> Done {
         let was_cut_off = self.state().is_cut_off(endpoint);
         self.state().cut_off(endpoint);
-        if let Some(relay) = self.relays.get(&endpoint) {
+        if let Some(relay) = self.relays.get(endpoint) {
             // Not in turn: that may be somebody's who waits for this very back-end.
             let entered = self.order(vec![endpoint], &Work::Enter(View::Nothing));
             // A back-end that is behind is not waited for, and not told either.

@@ -15,6 +15,7 @@ mod apply;
 mod control;
 mod cut_off;
 mod devices;
+mod relays;
 mod requests;
 mod reserved;
 mod serving;
@@ -33,12 +34,13 @@ use viommu_core::{
 };
 
 use crate::Config;
-use crate::orders::{RelayHandle, View};
+use crate::orders::View;
 use crate::sync::{Wake, lock};
 use crate::throttle::Throttle;
 use crate::vfio::Vfio;
 
 use account::Account;
+use relays::Relays;
 use serving::State;
 use tables::Watch;
 use tend::Tender;
@@ -51,10 +53,7 @@ pub struct Iommu {
     turn: Mutex<()>,
     state: Mutex<State>,
     account: Account,
-    /// How to reach those that serve endpoints in other processes.
-    relays: BTreeMap<EndpointId, RelayHandle>,
-    /// Whether one of them has to be told of mappings.
-    has_told: bool,
+    relays: Relays,
     labels: BTreeMap<EndpointId, String>,
     /// The physical devices, where there are any.
     vfio: Option<Vfio>,
@@ -62,6 +61,8 @@ pub struct Iommu {
     watch: Watch,
     aperture: IovaRange,
     msi_region: Option<IovaRange>,
+    /// The guest's, as ranges of GPAs in ascending order; none while it is not known.
+    memory: Mutex<Vec<IovaRange>>,
     /// Parts of the aperture that are reserved, as long as nobody has been told.
     untold_holes: Mutex<Vec<IovaRange>>,
     unmap_timeout: Duration,
@@ -79,12 +80,7 @@ impl Iommu {
     ///
     /// # Errors
     /// A configuration that the device cannot be made with.
-    pub fn new(
-        config: &Config,
-        relays: BTreeMap<EndpointId, RelayHandle>,
-        vfio: Option<Vfio>,
-        event_waits: Arc<Wake>,
-    ) -> Result<Iommu, ConfigError> {
+    pub fn new(config: &Config, vfio: Option<Vfio>, event_waits: Arc<Wake>) -> Result<Iommu, ConfigError> {
         let device = DeviceConfig {
             mode: config.mode,
             page_size_mask: config.page_size_mask,
@@ -96,16 +92,16 @@ impl Iommu {
         };
         let iommu = Iommu {
             turn: Mutex::default(),
-            state: Mutex::new(State::new(device, relays.keys().copied())?),
+            state: Mutex::new(State::new(device)?),
             account: Account::default(),
             labels: config.endpoints.iter().map(|endpoint| (endpoint.id, endpoint.label.clone())).collect(),
-            has_told: relays.values().any(RelayHandle::is_told),
-            relays,
+            relays: Relays::default(),
             tender: Tender::of(vfio.iter().flat_map(Vfio::groups).map(|(endpoint, _)| endpoint)),
             watch: Watch::new(),
             vfio,
             aperture: config.aperture,
             msi_region: config.msi_region,
+            memory: Mutex::default(),
             untold_holes: Mutex::default(),
             unmap_timeout: config.unmap_timeout,
             event_waits,
@@ -114,7 +110,7 @@ impl Iommu {
             faults: Throttle::new(Level::Warn),
             host_errors: Throttle::new(Level::Warn),
         };
-        iommu.reserve(&[]);
+        iommu.reserve();
         iommu.tell_groups();
         iommu.tell_tables();
         Ok(iommu)
@@ -162,7 +158,7 @@ impl Iommu {
     pub fn connected(&self) {
         let _turn = self.turn();
         self.state().connected();
-        self.relays.values().for_each(RelayHandle::refresh);
+        self.relays.all().iter().for_each(|relay| relay.refresh());
         self.pass_answers_on();
         self.tender.wake();
     }
@@ -171,7 +167,7 @@ impl Iommu {
     pub fn disconnected(&self) {
         let _turn = self.turn();
         self.state().disconnected();
-        self.relays.values().for_each(RelayHandle::forget_all);
+        self.relays.all().iter().for_each(|relay| relay.forget_all());
         self.pass_answers_on();
         self.release_devices();
         info!("VMM disconnected, endpoints are blocked; {}", self.account);
@@ -225,7 +221,8 @@ impl Iommu {
     /// reserved for endpoints whose ring addresses the VMM takes for GPAs.
     pub fn set_guest_memory(&self, memory: &[IovaRange]) {
         if !memory.is_empty() {
-            self.reserve(memory);
+            *lock(&self.memory) = memory.to_vec();
+            self.reserve();
         }
     }
 
@@ -284,8 +281,9 @@ impl Iommu {
             self.tell(change);
         }
         let concerned = if applied.is_err() { self.concerned(change) } else { Vec::new() };
-        let (reply, unsettled) = self.state().finish(change, applied);
-        self.put_right(concerned.into_iter().chain(unsettled).collect());
+        let (reply, mut unsettled) = self.state().finish(change, applied);
+        unsettled.extend(concerned);
+        self.put_right(unsettled);
         // What was asked for under a table that is gone.
         self.pass_answers_on();
         if !matches!(
@@ -338,7 +336,8 @@ impl Iommu {
 
     /// The device has been reset, which has `blocked` these endpoints.
     fn forget(&self, blocked: &[EndpointId]) {
-        blocked.iter().filter_map(|endpoint| self.relays.get(endpoint)).for_each(RelayHandle::forget_all);
+        let relays = blocked.iter().filter_map(|endpoint| self.relays.get(*endpoint));
+        relays.for_each(|relay| relay.forget_all());
         self.changes.log(|| format!("device reset; {}", self.account));
     }
 

@@ -15,10 +15,12 @@ use crate::sync::lock;
 use super::Iommu;
 
 impl Iommu {
-    /// Reserves what has to be, given the guest's memory; none is known yet when `memory` is empty.
-    pub(super) fn reserve(&self, memory: &[IovaRange]) {
-        let memory_holes =
-            if memory.is_empty() { Vec::new() } else { holes(self.aperture, memory, self.msi_region) };
+    /// Reserves what has to be, by what is known of the guest's memory.
+    pub(super) fn reserve(&self) {
+        let memory_holes = match &**lock(&self.memory) {
+            [] => Vec::new(),
+            memory => holes(self.aperture, memory, self.msi_region),
+        };
         let mut state = self.state();
         let endpoints: Vec<_> = state.device().endpoints().collect();
         for endpoint in endpoints {
@@ -39,14 +41,14 @@ impl Iommu {
             }
         }
         drop(state);
-        if self.relays.keys().any(|endpoint| self.is_taken_for_gpas(*endpoint)) {
+        if self.relays.has_vhost_user() {
             *lock(&self.untold_holes) = memory_holes.iter().map(|hole| hole.range).collect();
         }
     }
 
     /// Whether a VMM takes IOVAs of the endpoint for GPAs.
     fn is_taken_for_gpas(&self, endpoint: EndpointId) -> bool {
-        self.relays.get(&endpoint).is_some_and(|relay| relay.protocol() == Protocol::VhostUser)
+        self.relays.protocol(endpoint) == Some(Protocol::VhostUser)
     }
 
     /// Says which parts of the aperture are reserved, once: a VMM adds memory piece by piece, and only what the driver

@@ -67,18 +67,15 @@ pub struct State {
 }
 
 impl State {
-    /// A new device without a VMM, with these endpoints relayed.
-    pub fn new(
-        config: DeviceConfig,
-        relayed: impl Iterator<Item = EndpointId>,
-    ) -> Result<State, ConfigError> {
+    /// A new device without a VMM.
+    pub fn new(config: DeviceConfig) -> Result<State, ConfigError> {
         Ok(State {
             device: Device::new(config)?,
             is_connected: false,
             is_stopped: false,
             is_starting: false,
             has_untold_reset: false,
-            serving: relayed.map(|endpoint| (endpoint, Serving::Live)).collect(),
+            serving: BTreeMap::new(),
             cut_off: BTreeSet::new(),
             failed: BTreeMap::new(),
             unsettled: BTreeSet::new(),
@@ -177,6 +174,17 @@ impl State {
         self.has_untold_reset |= tells_reset.is_some();
         self.move_endpoint(endpoint, |_| Serving::Live);
         tells_reset
+    }
+
+    /// The endpoint is relayed from now on.
+    pub fn add_relayed(&mut self, endpoint: EndpointId) {
+        self.serving.insert(endpoint, Serving::Live);
+    }
+
+    /// The endpoint is relayed no more.
+    pub fn remove_relayed(&mut self, endpoint: EndpointId) {
+        self.serving.remove(&endpoint);
+        self.failed.remove(&endpoint);
     }
 
     /// The endpoint reaches nothing until it is restored.

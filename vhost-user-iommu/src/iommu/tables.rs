@@ -71,8 +71,12 @@ impl Iommu {
 
     /// Gives the host the answers that the device has given in the guest's stead.
     pub(super) fn pass_answers_on(&self) {
+        // Nobody else asks for pages.
+        let Some(vfio) = &self.vfio else { return };
         let answers = self.state().device_mut().take_page_answers();
-        let Some(vfio) = self.vfio.as_ref().filter(|_| !answers.is_empty()) else { return };
+        if answers.is_empty() {
+            return;
+        }
         let mut shadow = vfio.shadow();
         for answer in answers {
             if let Err(error) = shadow.respond(answer.cookie, answer.code) {

@@ -22,8 +22,8 @@ fn relayed() -> (Iommu, Orders) {
     let Command::Serve(config) = parse(words).expect("valid") else { panic!("no daemon's") };
     let (handle, orders) = orders(Protocol::VfioUser(Dma::Shared)).expect("a file descriptor");
     let event_waits = Arc::new(Wake::new().expect("a file descriptor"));
-    let iommu = Iommu::new(&config, BTreeMap::from([(ENDPOINT, handle)]), None, event_waits);
-    let iommu = iommu.expect("a device that can be made");
+    let iommu = Iommu::new(&config, None, event_waits).expect("a device that can be made");
+    iommu.add_relay(ENDPOINT, handle);
     iommu.connected();
     iommu.negotiate(iommu.offered());
     assert_eq!(next(&orders).work, Work::Refresh);

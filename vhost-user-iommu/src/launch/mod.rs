@@ -90,17 +90,18 @@ impl LaunchCommand {
         if let Some(note) = print::note(self) {
             eprintln!("vhost-user-iommu: {note}");
         }
-        let mut signals = EndSignals::catch_unless_ignored().map_err(short_of)?;
+        let mut signals = EndSignals::catch_unless_ignored().map_err(UsageError::short_of)?;
         let files = Files::open(&self.config, &Host::new())?;
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| short_of(errno.into()))?;
+        let (read, write) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|errno| UsageError::short_of(errno.into()))?;
         let notices = Notices::new().map_err(no_folder)?;
-        let mut daemon = self.start_daemon(&files, read, &notices).map_err(short_of)?;
+        let mut daemon = self.start_daemon(&files, read, &notices).map_err(UsageError::short_of)?;
         let ready = daemon.wait_until_ready(&notices, &mut signals);
         drop(notices);
         let error = match ready.and_then(|()| signals.let_through().map_err(NotReady::Signal)) {
             Ok(()) => self.become_vmm(&files, &write).into(),
             Err(NotReady::Ended(status)) => return Err(LaunchError::DaemonEnded(status)),
-            Err(NotReady::System(error)) => short_of(error).into(),
+            Err(NotReady::System(error)) => UsageError::short_of(error).into(),
             Err(NotReady::Signal(signal)) => LaunchError::Told(signal),
         };
         // If it does not end now, it does when the pipe is closed.
@@ -126,7 +127,7 @@ impl LaunchCommand {
         let files = files.iter().filter(|(file, _)| named.contains(file));
         let passed = match Passed::new(files.chain([(File::Pipe, pipe.as_fd())])) {
             Ok(passed) => passed,
-            Err(error) => return short_of(error),
+            Err(error) => return UsageError::short_of(error),
         };
         let mut words = self.vmm.iter().map(|word| word.fill(|file| passed.number_of(file)));
         let program = words.next().unwrap_or_default();
@@ -165,13 +166,6 @@ fn check_shared(vmm: &[Word], config: &Config) -> Result<(), UsageError> {
             Err(UsageError::new(problem, format!("for QEMU, add {option}")))
         }
     }
-}
-
-fn short_of(error: io::Error) -> UsageError {
-    UsageError::new(
-        format!("the system refuses a file descriptor or a process: {error}"),
-        "raise its limits (ulimit)",
-    )
 }
 
 fn no_folder(error: io::Error) -> UsageError {

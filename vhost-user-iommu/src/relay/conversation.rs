@@ -30,6 +30,8 @@ pub enum End {
     Front,
     /// The back-end.
     Back,
+    /// The relay itself, which is wanted no more.
+    Relay,
 }
 
 /// Why a conversation cannot go on.
@@ -147,13 +149,14 @@ impl<'a> Conversation<'a> {
     /// # Errors
     /// Why the conversation cannot go on. Either way [`take_leave`](Conversation::take_leave) has to follow.
     pub fn run(&mut self, orders: &Orders) -> Result<End, Failure> {
-        loop {
+        while !orders.is_over() {
             match self.step(orders) {
                 Err(Failure::Front(ChannelError::Disconnected)) => return Ok(End::Front),
                 Err(Failure::Back(ChannelError::Disconnected)) => return Ok(End::Back),
                 done => done?,
             }
         }
+        Ok(End::Relay)
     }
 
     /// Waits until there is something to read or to write, and does all of it.

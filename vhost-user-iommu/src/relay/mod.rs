@@ -64,11 +64,12 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Serves the VMMs that connect to `listener`, one at a time, for the life of the process.
+    /// Serves the VMMs that connect to `listener`, one at a time, until the orders are over.
     pub fn serve(self, listener: &UnixListener, orders: &Orders) {
-        loop {
+        while !orders.is_over() {
             match self.wait_for_front(listener, orders) {
-                Ok(front) => self.converse(front, orders),
+                Ok(Some(front)) => self.converse(front, orders),
+                Ok(None) => {}
                 Err(error) => {
                     error!("endpoint {}: cannot accept a connection: {error}", self.label);
                     std::thread::sleep(RETRY);
@@ -77,9 +78,10 @@ impl Relay {
         }
     }
 
-    /// Until a VMM is here nothing is cached anywhere, so orders are done as they come.
-    fn wait_for_front(&self, listener: &UnixListener, orders: &Orders) -> io::Result<UnixStream> {
-        loop {
+    /// Until a VMM is here nothing is cached anywhere, so orders are done as they come. None comes any more when they are
+    /// over.
+    fn wait_for_front(&self, listener: &UnixListener, orders: &Orders) -> io::Result<Option<UnixStream>> {
+        while !orders.is_over() {
             let mut polled = [
                 PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(orders.as_fd(), PollFlags::IN),
@@ -93,9 +95,10 @@ impl Relay {
                 orders.take().for_each(drop);
             }
             if is_connecting {
-                return listener.accept().map(|(front, _)| front);
+                return listener.accept().map(|(front, _)| Some(front));
             }
         }
+        Ok(None)
     }
 
     fn converse(&self, front: UnixStream, orders: &Orders) {
@@ -130,6 +133,7 @@ impl Relay {
         let label = &self.label;
         match end {
             Ok(End::Front) => info!("endpoint {label}: VMM disconnected"),
+            Ok(End::Relay) => info!("endpoint {label}: the VMM loses the device, as asked for"),
             Ok(End::Back) => {
                 error!("endpoint {label}: the back-end disconnected; the VMM loses the device");
                 self.iommu.relay_failed(self.endpoint, "the back-end disconnected".to_owned());

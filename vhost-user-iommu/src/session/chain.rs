@@ -4,13 +4,11 @@
 //!
 //! Nothing that the guest changes meanwhile can matter. Knows no request.
 
-use std::ops::Deref;
-
 use virtio_queue::DescriptorChain;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Most bytes of a readable part that are looked at; the longest request has 124.
-const READABLE_MAX: usize = 256;
+const READABLE_MAX: usize = 128;
 /// Drivers make two, or three.
 const PIECES_OF_SMALL: usize = 4;
 
@@ -36,11 +34,10 @@ impl Buffers {
     ///
     /// # Errors
     /// A readable piece lies outside of memory or behind a writable one.
-    pub fn of<M>(chain: DescriptorChain<M>, memory: &impl GuestMemory) -> Result<Buffers, BadChain>
-    where
-        M: Deref + Clone,
-        M::Target: GuestMemory,
-    {
+    pub fn of(
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Buffers, BadChain> {
         let mut buffers =
             Buffers { bytes: [0; READABLE_MAX], length: 0, writable: None, others: Vec::new(), pieces: 0 };
         for descriptor in chain {
@@ -80,7 +77,7 @@ impl Buffers {
     ///
     /// # Errors
     /// A piece lies outside of memory.
-    pub fn write(&self, memory: &impl GuestMemory, reply: &[u8]) -> Result<u32, BadChain> {
+    pub fn write(&self, memory: &GuestMemoryMmap, reply: &[u8]) -> Result<u32, BadChain> {
         let mut rest = reply;
         for (address, length) in self.writable() {
             let (piece, left) = rest.split_at(rest.len().min(*length));
@@ -98,7 +95,7 @@ impl Buffers {
 
     fn read(
         &mut self,
-        memory: &impl GuestMemory,
+        memory: &GuestMemoryMmap,
         address: GuestAddress,
         length: usize,
     ) -> Result<(), BadChain> {

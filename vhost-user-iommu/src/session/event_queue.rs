@@ -20,7 +20,7 @@ impl Queues {
     fn serve_all_events(&self, ring: &Ring) -> Result<(), Error> {
         while let Some(event) = self.iommu.next_event().filter(|_| !self.is_over()) {
             let memory = ring.memory();
-            let Some(chain) = ring.next_chain(memory.clone())? else {
+            let Some(chain) = ring.next_chain(&memory)? else {
                 match ring.enable_notification()? {
                     true => continue,
                     false => return Ok(()),
@@ -29,9 +29,9 @@ impl Queues {
             let head = chain.head_index();
             //= virtio#devicenormative:IOMMU/Fault reporting A56a A56b A57
             // A buffer that is too small goes back empty; a report is never spread over two.
-            let written = Buffers::of(chain, &*memory).and_then(|buffers| {
+            let written = Buffers::of(chain, &memory).and_then(|buffers| {
                 let bytes = event.for_buffer(buffers.writable_size()).ok_or(BadChain)?;
-                buffers.write(&*memory, bytes)
+                buffers.write(&memory, bytes)
             });
             if written.is_ok() {
                 self.iommu.event_sent(&event);

@@ -39,14 +39,21 @@ impl Polling {
         if self.longest.is_zero() {
             return false;
         }
+        let look = || {
+            (0..LOOKS).any(|_| {
+                hint::spin_loop();
+                are_there_more()
+            })
+        };
+        // Where the next one comes at once, nobody has to ask what time it is.
+        if self.is_worth_it && look() {
+            return true;
+        }
         let begin = Instant::now();
         self.last = Some(begin);
         while self.is_worth_it && begin.elapsed() < self.longest {
-            for _ in 0..LOOKS {
-                if are_there_more() {
-                    return true;
-                }
-                hint::spin_loop();
+            if look() {
+                return true;
             }
         }
         false

@@ -3,7 +3,7 @@
 //! The request queue: each chain becomes a request, each reply a used entry. Requests that the device may do together
 //! are handed to it together.
 
-use std::ops::Deref;
+use std::ops::ControlFlow;
 
 use vhost_user_backend::VringT;
 use viommu_core::{Device, Reply};
@@ -15,11 +15,11 @@ use crate::sync::lock;
 
 use super::chain::Buffers;
 use super::queues::Queues;
-use super::ring::{Ring, Take};
+use super::ring::Ring;
 
 impl Queues {
     /// Serves requests until there are none, and asks to be kicked for the next. What is to be done `between` requests is
-    /// done whenever there are none for now.
+    /// done whenever those are served that were there.
     pub fn serve_requests(&self, ring: &Ring, between: impl Fn()) {
         lock(&self.polling).woken();
         while let Err(error) = self.serve_all_requests(ring, &between) {
@@ -27,39 +27,36 @@ impl Queues {
             // The driver may have put the ring right before it could see that it is to kick again. Where even this
             // fails, the ring is out of reach for the driver's wishes, too.
             let may_be_right = ring.enable_notification().unwrap_or(false);
-            if !may_be_right || self.serve_available_requests(ring).is_err() {
+            if !may_be_right || self.serve_next_requests(ring).is_err() {
                 return;
             }
         }
     }
 
     fn serve_all_requests(&self, ring: &Ring, between: &impl Fn()) -> Result<(), Error> {
+        ring.disable_notification()?;
         loop {
-            ring.disable_notification()?;
-            self.serve_available_requests(ring)?;
+            self.serve_next_requests(ring)?;
             between();
             let found = lock(&self.polling).finds(|| self.is_over() || ring.has_news()) && ring.is_running();
-            let is_more = found || ring.enable_notification()?;
-            if !is_more || self.is_over() {
+            if self.is_over() || !found && !ring.enable_notification()? {
                 return Ok(());
+            }
+            if !found {
+                ring.disable_notification()?;
             }
         }
     }
 
-    fn serve_available_requests(&self, ring: &Ring) -> Result<(), Error> {
-        let mut taken = lock(&self.taken);
-        while !self.is_over() {
-            let memory = ring.memory();
-            // The ring is locked while its next chains are taken, not while requests are served.
-            take(ring, &memory, &mut taken)?;
-            if taken.is_empty() {
-                break;
-            }
-            let mut left = taken.as_slice();
-            while !left.is_empty() {
-                let count = self.answer(ring, left, &memory)?;
-                left = left.get(count..).unwrap_or_default();
-            }
+    fn serve_next_requests(&self, ring: &Ring) -> Result<(), Error> {
+        let (mut taken, memory) = (lock(&self.taken), ring.memory());
+        // The ring is locked while its next chains are looked at, not while requests are served.
+        take(ring, &memory, &mut taken)?;
+        let mut left = taken.as_slice();
+        // Where it stops, the driver finds those that are left in it.
+        while !left.is_empty() && !self.is_over() && ring.is_running() {
+            let count = self.answer(ring, left, &memory)?;
+            left = left.get(count..).unwrap_or_default();
         }
         Ok(())
     }
@@ -100,8 +97,8 @@ pub struct Taken {
 }
 
 impl Taken {
-    fn of<M: Deref<Target = GuestMemoryMmap> + Clone>(chain: DescriptorChain<M>, memory: &M) -> Taken {
-        Taken { head: chain.head_index(), buffers: Buffers::of(chain, &**memory).ok() }
+    fn of(chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> Taken {
+        Taken { head: chain.head_index(), buffers: Buffers::of(chain, memory).ok() }
     }
 
     fn request(&self) -> Option<Incoming<'_>> {
@@ -112,29 +109,18 @@ impl Taken {
     fn write(&self, memory: &GuestMemoryMmap, reply: &Reply) -> Option<u32> {
         self.buffers.as_ref()?.write(memory, &reply.bytes).ok()
     }
-
-    /// Whether it may be done together with others.
-    fn is_one_of_many(&self) -> bool {
-        let is_one = |buffers: &Buffers| buffers.is_small() && Device::can_be_another(buffers.readable());
-        self.buffers.as_ref().is_some_and(is_one)
-    }
 }
 
-/// Takes the next request, and those behind it that may be done together with it: no more than are done at a time,
-/// whatever the driver adds meanwhile.
-fn take<M>(ring: &Ring, memory: &M, taken: &mut Vec<Taken>) -> Result<(), Error>
-where
-    M: Deref<Target = GuestMemoryMmap> + Clone,
-{
+/// Takes the next requests: no more than are done at a time, whatever the driver adds meanwhile, and none behind one of many
+/// pieces.
+fn take(ring: &Ring, memory: &GuestMemoryMmap, taken: &mut Vec<Taken>) -> Result<(), Error> {
     taken.clear();
-    let all = ring.take_chains(memory.clone(), |chain| {
+    let all = ring.next_chains(memory, |chain| {
         let next = Taken::of(chain, memory);
-        let is_one_of_many = next.is_one_of_many();
-        if !is_one_of_many && !taken.is_empty() {
-            return Take::Not;
-        }
+        let is_small = next.buffers.as_ref().is_none_or(Buffers::is_small);
         taken.push(next);
-        if is_one_of_many && taken.len() < Device::UNDER_WAY_MAX { Take::More } else { Take::Last }
+        let is_enough = !is_small || taken.len() == Device::UNDER_WAY_MAX;
+        if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     // A ring that is broken is so still when these are done.
     if taken.is_empty() { all } else { Ok(()) }

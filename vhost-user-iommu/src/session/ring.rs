@@ -7,13 +7,13 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::ControlFlow;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{DescriptorChain, Error, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryLoadGuard, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 use crate::sync::lock;
 
@@ -36,17 +36,6 @@ pub struct Ring {
     when_enabled: Arc<OnceLock<WhenEnabled>>,
     /// What the front-end wants signalled when the ring is broken; the crate keeps it where nobody gets at it.
     error: Arc<Mutex<Option<File>>>,
-}
-
-/// What becomes of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Take {
-    /// It is taken, and the next one is wanted.
-    More,
-    /// It is taken, and no other is wanted.
-    Last,
-    /// It stays the next one.
-    Not,
 }
 
 /// Where a ring lies and how far it has come.
@@ -94,61 +83,48 @@ impl Ring {
         !is_running || available.map_or(true, |available| available.0 != queue.next_avail())
     }
 
-    /// The next chain that the driver has made available, if the ring runs.
+    /// The next chain that the driver has made available, if the ring runs. It stays the next one until it is given back.
     ///
     /// # Errors
     /// The driver's index makes no sense, or the ring lies outside of memory.
-    pub fn next_chain<M>(&self, memory: M) -> Result<Option<DescriptorChain<M>>, Error>
-    where
-        M: Clone + Deref,
-        M::Target: GuestMemory,
-    {
+    pub fn next_chain<'a>(
+        &self,
+        memory: &'a GuestMemoryMmap,
+    ) -> Result<Option<DescriptorChain<&'a GuestMemoryMmap>>, Error> {
         let mut next = None;
-        self.take_chains(memory, |chain| {
+        self.next_chains(memory, |chain| {
             next = Some(chain);
-            Take::Last
+            ControlFlow::Break(())
         })?;
         Ok(next)
     }
 
-    /// Hands chains that the driver has made available to `take`, if the ring runs, until that wants no more. The ring is
-    /// locked meanwhile.
+    /// Shows chains that the driver has made available to `take`, if the ring runs, until that wants no more. They stay the
+    /// next ones until they are given back, in their order. The ring is locked meanwhile.
     ///
     /// # Errors
-    /// As for [`next_chain`](Ring::next_chain); those that `take` got before are taken.
-    pub fn take_chains<M>(
+    /// As for [`next_chain`](Ring::next_chain); those that `take` got before are good.
+    pub fn next_chains<'a>(
         &self,
-        memory: M,
-        mut take: impl FnMut(DescriptorChain<M>) -> Take,
-    ) -> Result<(), Error>
-    where
-        M: Clone + Deref,
-        M::Target: GuestMemory,
-    {
+        memory: &'a GuestMemoryMmap,
+        take: impl FnMut(DescriptorChain<&'a GuestMemoryMmap>) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
         let mut state = self.get_mut();
         let is_running = state.is_enabled() && state.get_queue().ready();
         let queue = state.get_queue_mut();
         if !is_running {
             return Ok(());
         }
-        let (size, available) = (queue.size(), queue.avail_idx(&*memory, Ordering::Acquire)?);
-        let mut chains = queue.iter(memory)?;
-        while let Some(chain) = chains.next() {
-            match take(chain) {
-                Take::More => {}
-                Take::Last => return Ok(()),
-                Take::Not => {
-                    chains.go_to_previous_position();
-                    return Ok(());
-                }
-            }
-        }
+        let (first, available) = (queue.next_avail(), queue.avail_idx(memory, Ordering::Acquire)?);
+        let shown = queue.iter(memory)?.try_for_each(take);
         // The crate does not tell an entry that it cannot read from none. The driver may have added some since it was asked.
         let left = available.0.wrapping_sub(queue.next_avail());
-        if left == 0 || left > size { Ok(()) } else { Err(Error::InvalidAvailRingIndex) }
+        queue.set_next_avail(first);
+        let is_complete = shown.is_break() || left == 0 || left > queue.size();
+        if is_complete { Ok(()) } else { Err(Error::InvalidAvailRingIndex) }
     }
 
-    /// Returns a chain to the driver and signals it if it wants to be.
+    /// Returns the next chain to the driver and signals it if it wants to be.
     ///
     /// # Errors
     /// The used ring or its neighbour is out of reach.
@@ -157,13 +133,14 @@ impl Ring {
         self.signal_if_wanted(memory)
     }
 
-    /// Returns a chain to the driver. A head that is no descriptor cannot be returned, and is passed over.
+    /// Returns the next chain to the driver. A head that is no descriptor cannot be returned, and is passed over.
     ///
     /// # Errors
     /// The used ring is out of reach.
     pub fn give_back(&self, head: u16, used_length: u32, memory: &GuestMemoryMmap) -> Result<(), Error> {
         let mut state = self.get_mut();
         let queue = state.get_queue_mut();
+        queue.set_next_avail(queue.next_avail().wrapping_add(1));
         if head >= queue.size() { Ok(()) } else { queue.add_used(memory, head, used_length) }
     }
 
@@ -198,7 +175,7 @@ impl Ring {
     fn wants_signal(&self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
         let mut state = self.get_mut();
         if state.get_queue().event_idx_enabled() {
-            return state.needs_notification();
+            return state.get_queue_mut().needs_notification(memory);
         }
         // The flag must not be read before the used index is written.
         fence(Ordering::SeqCst);

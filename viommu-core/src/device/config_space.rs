@@ -53,7 +53,7 @@ impl Device {
             return None;
         }
         let change = Change::SetBypass { enabled };
-        self.set_under_way(Some(UnderWay { change, form: Form::NONE }));
+        let _ = self.start(UnderWay { change, form: Form::NONE });
         Some(change)
     }
 }

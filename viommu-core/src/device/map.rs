@@ -2,6 +2,7 @@
 
 //! MAP and UNMAP.
 
+use crate::domain::Domain;
 use crate::mapping::{Mapping, Mappings};
 use crate::{Change, DomainId, IovaRange, Reject, Target};
 
@@ -15,11 +16,11 @@ impl Device {
         range: IovaRange,
         target: Target,
     ) -> Result<Verdict, Reject> {
-        let mappings = self.paging_domain(id)?;
+        let (domain, mappings) = self.paging_domain(id)?;
         self.check_map_range(range, target)?;
         //= virtio#devicenormative:IOMMU/RESVMEM A51
         // What one endpoint of the domain reserves cannot be mapped for any of them.
-        if self.is_reserved(id, &range) {
+        if self.is_reserved(domain, &range) {
             return Err(Reject::ReservedRegion(range));
         }
         //= virtio#devicenormative:IOMMU/MAP request A29
@@ -38,7 +39,7 @@ impl Device {
     //= virtio#devicenormative:IOMMU/UNMAP request A38a A38b A39
     // Holes are no error; a mapping that would be cut is, and then nothing goes.
     pub(super) fn check_unmap(&self, id: DomainId, range: IovaRange) -> Result<Verdict, Reject> {
-        let mappings = self.paging_domain(id)?;
+        let (_, mappings) = self.paging_domain(id)?;
         match mappings.any_within(&range) {
             Err(_) => Err(Reject::Split(range)),
             Ok(false) => Ok(Verdict::Nothing),
@@ -76,13 +77,14 @@ impl Device {
         Ok(())
     }
 
-    fn paging_domain(&self, id: DomainId) -> Result<&Mappings, Reject> {
+    fn paging_domain(&self, id: DomainId) -> Result<(&Domain, &Mappings), Reject> {
         //= virtio#devicenormative:IOMMU/MAP request A31 A32
         // Only what exists and is no bypass domain has mappings.
         //= virtio#devicenormative:IOMMU/UNMAP request A36 A37
         // The same for what takes them away.
         let domain = self.domains.get(&id).ok_or(Reject::NoDomain(id))?;
-        domain.paging().ok_or(Reject::BypassDomain(id))
+        let mappings = domain.paging().ok_or(Reject::BypassDomain(id))?;
+        Ok((domain, mappings))
     }
 
     fn check_map_range(&self, range: IovaRange, target: Target) -> Result<(), Reject> {
@@ -104,8 +106,8 @@ impl Device {
         Ok(())
     }
 
-    fn is_reserved(&self, id: DomainId, range: &IovaRange) -> bool {
-        let members = self.domains.get(&id).into_iter().flat_map(|domain| domain.endpoints.iter());
-        members.filter_map(|id| self.endpoints.get(id)).any(|endpoint| endpoint.reserved.overlap(range))
+    fn is_reserved(&self, domain: &Domain, range: &IovaRange) -> bool {
+        let mut members = domain.endpoints.iter().filter_map(|id| self.endpoints.get(id));
+        members.any(|endpoint| endpoint.reserved.overlap(range))
     }
 }

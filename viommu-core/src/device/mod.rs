@@ -33,8 +33,8 @@ use crate::request::{self, Request};
 use crate::reserved::ReservedRegions;
 use crate::wire::RequestType;
 use crate::{
-    Change, ConfigError, DeviceConfig, DomainId, EndpointId, Features, Granule, Host, HostError, Mode, Pasid,
-    Reject, ReservedError, ReservedRegion, Table, TableSupport,
+    Change, ConfigError, DeviceConfig, DomainId, EndpointId, Features, Granule, Host, HostError, IovaRange,
+    Mode, Pasid, Reject, ReservedError, ReservedRegion, Table, TableSupport,
 };
 
 pub use config_space::CONFIG_SIZE;
@@ -86,9 +86,8 @@ pub struct Device {
     mapping_count: usize,
     /// The most bytes that they take.
     mapping_bytes: usize,
-    under_way: Option<UnderWay>,
-    /// What is under way beside it, begun in this order: invalidations, as that is.
-    behind: VecDeque<UnderWay>,
+    /// In the order in which they were begun; several only of invalidations.
+    under_way: VecDeque<UnderWay>,
     events: PendingEvents,
     faults_dropped: u64,
     page_requests: PageRequests,
@@ -148,8 +147,7 @@ impl Device {
             domains: BTreeMap::new(),
             mapping_count: 0,
             mapping_bytes: 0,
-            under_way: None,
-            behind: VecDeque::new(),
+            under_way: VecDeque::new(),
             events: PendingEvents::default(),
             faults_dropped: 0,
             page_requests: PageRequests::default(),
@@ -231,10 +229,7 @@ impl Device {
     pub fn begin(&mut self, readable: &[u8], writable: usize) -> Step {
         self.abandon();
         match self.judge(readable, writable) {
-            Ok(under_way) => {
-                self.set_under_way(Some(under_way));
-                Step::Apply(under_way.change)
-            }
+            Ok(under_way) => self.start(under_way),
             Err(reply) => Step::Done(reply),
         }
     }
@@ -261,7 +256,7 @@ impl Device {
     /// Commits the change that [`begin`](Device::begin) asked for, or drops it if the outside refused; the
     /// last step. Of several under way that is the one which was begun first.
     pub fn finish(&mut self, applied: Result<(), HostError>) -> Reply {
-        let Some(UnderWay { change, form }) = self.under_way else {
+        let Some(UnderWay { change, form }) = self.under_way.front().copied() else {
             return Reply::unrecognised();
         };
         //= tables#ATTACH_TABLE T24
@@ -269,7 +264,7 @@ impl Device {
         if applied.is_ok() {
             self.commit(change);
         }
-        self.go_on_to_next();
+        self.end_first();
         debug_assert_eq!(self.check_invariants(), Ok(()));
         match applied {
             Ok(()) => form.done(),
@@ -358,15 +353,34 @@ impl Device {
         self.domains.get(&id)
     }
 
-    /// Says what the outside is at work on from now on. Readers of a domain find nothing in a range that is being
-    /// unmapped.
-    fn set_under_way(&mut self, under_way: Option<UnderWay>) {
-        let old = core::mem::replace(&mut self.under_way, under_way);
-        for (under_way, is_begun) in [(old, false), (under_way, true)] {
-            if let Some(UnderWay { change: Change::Unmap { domain, range }, .. }) = under_way {
-                let mappings = self.domains.get(&domain).and_then(Domain::paging);
-                mappings.into_iter().for_each(|mappings| mappings.close(is_begun.then_some(range)));
-            }
+    /// The outside is at work on this change, too, from now on.
+    fn start(&mut self, under_way: UnderWay) -> Step {
+        self.under_way.push_back(under_way);
+        if let Change::Unmap { domain, range } = under_way.change {
+            self.close(domain, Some(range));
+        }
+        Step::Apply(under_way.change)
+    }
+
+    /// The outside is no more at work on the change that was begun first.
+    fn end_first(&mut self) {
+        let ended = self.under_way.pop_front();
+        if let Some(UnderWay { change: Change::Unmap { domain, .. }, .. }) = ended {
+            self.close(domain, None);
+        }
+    }
+
+    /// The outside is at work on nothing any more.
+    fn abandon(&mut self) {
+        while !self.under_way.is_empty() {
+            self.end_first();
+        }
+    }
+
+    /// Readers of a domain find nothing in a range that is being unmapped.
+    fn close(&self, domain: DomainId, range: Option<IovaRange>) {
+        if let Some(mappings) = self.domains.get(&domain).and_then(Domain::paging) {
+            mappings.close(range);
         }
     }
 

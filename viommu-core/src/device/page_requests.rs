@@ -131,8 +131,8 @@ impl Device {
     }
 
     fn group_under_way(&self) -> Option<RequestGroup> {
-        match self.under_way?.change {
-            Change::Respond { to, .. } => Some(to),
+        match self.change_under_way() {
+            Some(Change::Respond { to, .. }) => Some(to),
             _ => None,
         }
     }

@@ -120,7 +120,7 @@ impl Device {
 
     /// The change that was begun and is not finished; of several the one that was begun first.
     pub fn change_under_way(&self) -> Option<Change> {
-        self.under_way.map(|under_way| under_way.change)
+        self.under_way.front().map(|under_way| under_way.change)
     }
 }
 

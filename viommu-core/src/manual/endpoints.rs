@@ -145,6 +145,16 @@
 //! When the VMM leaves a device, its back-end counts as holding what it has cached until it has closed its connection
 //! too. One that stays makes requests that need it fail, and no other VMM gets the device: end it.
 //!
+//! # Devices that come and go
+//!
+//! The endpoints are those that the daemon was given at the start, since a guest learns of them when it boots. What stands
+//! behind one can change, through the control socket: `add` puts a device behind an endpoint that has none, `remove` takes
+//! it away. For the device of another process, `add` makes the socket that the VMM connects to. `remove` ends both its
+//! connections, so the VMM should have unplugged it, and answers when the back-end has left: it has nothing of the guest's
+//! memory then. A back-end that stays longer than `--unmap-timeout` keeps its endpoint, which `list` tells, until it is
+//! ended and `remove` is said again. What the guest has asked of the endpoint goes on: the next device is where the
+//! endpoint is attached. A guest asks for the reserved regions when it finds a device, which is after `add`.
+//!
 //! # Endpoints that the operator blocks
 //!
 //! Through the control socket (`--control`) whoever runs the machine can `block` an endpoint: from then on each of its
