@@ -11,7 +11,6 @@ use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use log::LevelFilter;
-use vhost_user_iommu::control::Controlled;
 use vhost_user_iommu::iommu::Iommu;
 use vhost_user_iommu::session::Session;
 use vhost_user_iommu::sync::Wake;

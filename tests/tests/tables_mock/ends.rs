@@ -5,7 +5,6 @@
 
 use std::thread;
 
-use vhost_user_iommu::control::Controlled;
 use viommu_core::EndpointId;
 use viommu_core::wire::PAGE_RESP_SUCCESS;
 use viommu_tests::model::request::{attach_bypass, attach_none, invalidate};
@@ -171,13 +170,13 @@ fn a_device_that_is_blocked_waits_for_nothing_and_has_the_tables_of_the_guest_af
         let mut bed = Bed::attached(&Made::of(hardware));
         (1..=3).for_each(|group| bed.ask_and_be_told(ONE, None, group));
         let endpoint = EndpointId(ONE);
-        bed.iommu.block(endpoint).expect("done");
+        bed.iommu.block_endpoint(endpoint).expect("done");
         bed.answered(&OWN);
         is_too_late(&mut bed, None, &OWN);
         assert!(bed.device(ONE).member().is_blocked());
         assert_eq!(bed.attach(1, ONE, 3), OK);
         assert!(bed.device(ONE).member().is_blocked());
-        bed.iommu.unblock(endpoint).expect("done");
+        bed.iommu.unblock_endpoint(endpoint).expect("done");
         bed.assert_at(ONE, None, 3);
         bed.ask_and_be_told(ONE, None, 4);
         assert_eq!(bed.respond(ONE, None, 4, PAGE_RESP_SUCCESS), OK);
@@ -189,14 +188,14 @@ fn a_device_that_is_blocked_waits_for_nothing_and_has_the_tables_of_the_guest_af
 fn pasids_are_blocked_with_their_device() {
     let mut bed = waiting();
     let endpoint = EndpointId(ONE);
-    bed.iommu.block(endpoint).expect("done");
+    bed.iommu.block_endpoint(endpoint).expect("done");
     bed.answered(&[&OWN[..], &OF_PASID].concat());
     bed.device(ONE).assert_free(5);
     assert_eq!(bed.attach_pasid(1, ONE, 5, 4), OK);
     bed.device(ONE).assert_free(5);
     assert_eq!(bed.respond(OTHER, None, 6, PAGE_RESP_SUCCESS), OK);
     bed.answered(&[(6, SUCCESS)]);
-    bed.iommu.unblock(endpoint).expect("done");
+    bed.iommu.unblock_endpoint(endpoint).expect("done");
     bed.assert_at(ONE, None, 1);
     bed.assert_at(ONE, Some(5), 4);
 }

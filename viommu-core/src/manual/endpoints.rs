@@ -165,7 +165,8 @@
 //! has lost its connections.
 //!
 //! The guest does not notice but by the faults: it maps, unmaps and attaches as before, and what it is refused is what it
-//! would be refused anyway. A reset, another boot and another VMM change nothing. `unblock` gives the endpoint what it would
+//! would be refused anyway. A reset, another boot and another VMM change nothing, and a device that `add` puts behind the
+//! endpoint is blocked, too. `unblock` gives the endpoint what it would
 //! have without: the mappings of its domain as they are by then, or what lingers. A driver or a back-end that has given up
 //! meanwhile has to be restarted, as after any error of its device.
 //!
