@@ -83,6 +83,25 @@ fn nothing_that_guest_or_vmm_do_ends_a_block() {
 }
 
 #[test]
+fn the_next_disk_of_a_blocked_endpoint_is_blocked_as_well() {
+    let bed = Bed::new();
+    let (mut guest, vmm) = bed.run();
+    bed.ctl(&["block", "00:02.0"]).expect("done");
+    drop(vmm);
+    bed.ctl(&["remove", "00:02.0"]).expect("done");
+    guest.map(DOMAIN, 0x70_0000, PAGE, SECRET.0);
+    let (front, back) = (bed.front_path(0), bed.disk_path(0));
+    let added = format!("00:02.0,vhost-user={},backend={}", front.display(), back.display());
+    bed.ctl(&["add", &added]).expect("done");
+    let mut vmm = DiskVmm::plug(&bed, 0);
+    vmm.start(SHIFT);
+    assert!(is_refused(&bed.peek(0, 0x70_0000)));
+    assert_eq!(bed.ctl(&["list"]).expect("done"), BLOCKED);
+    bed.ctl(&["unblock", "00:02.0"]).expect("done");
+    assert_eq!(bed.peek(0, 0x70_0000), secret());
+}
+
+#[test]
 fn what_lingers_beneath_a_block_does_so_after_it() {
     let bed = Bed::new();
     let (mut guest, _vmm) = bed.run();

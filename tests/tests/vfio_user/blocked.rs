@@ -45,8 +45,10 @@ fn a_blocked_server_is_told_of_no_domain_and_no_bypass() {
     assert_eq!(bed.told(0), []);
     guest.attach(0, DOMAIN);
     guest.map(DOMAIN, IOVA, PAGE, SECRET.0);
+    assert_eq!(bed.told(0), []);
     guest.attach(0, DomainId(2));
     guest.detach(0, DomainId(2));
+    assert_eq!(bed.told(0), []);
     vmm.set_bus_master(true).expect("a write");
     vmm.take_back(HIGH.0, HIGH.1).expect("it is done");
     assert_eq!(bed.told(0), []);
@@ -75,7 +77,7 @@ fn a_server_that_keeps_memory_when_it_is_blocked_loses_its_connection() {
 #[test]
 fn a_server_that_does_not_take_what_it_may_have_again_stays_blocked() {
     let bed = Bed::shared();
-    let (mut guest, _vmm) = bed.run();
+    let (mut guest, mut vmm) = bed.run();
     bed.ctl(&["block", "00:02.0"]).expect("done");
     guest.map(DOMAIN, 1 << 32, PAGE, SECRET.0);
     bed.disk(0).set_conduct(Conduct::RefusesMap);
@@ -83,6 +85,7 @@ fn a_server_that_does_not_take_what_it_may_have_again_stays_blocked() {
     assert!(error.contains("it stays blocked"), "{error}");
     bed.disk(0).set_conduct(Conduct::Honest);
     guest.map(DOMAIN, 2 << 32, PAGE, SECRET.0);
+    vmm.set_bus_master(true).expect("a write");
     assert_eq!(bed.told(0), []);
     bed.ctl(&["unblock", "00:02.0"]).expect("done");
     assert_eq!(bed.told(0), [(IOVA, PAGE), (1 << 32, PAGE), (2 << 32, PAGE)]);

@@ -27,6 +27,19 @@ fn after_a_reset_of_the_iommu_a_device_keeps_its_mappings_until_it_may_be_a_bus_
 }
 
 #[test]
+fn a_device_that_is_a_bus_master_already_does_not_come_to_life_by_being_told_so_again() {
+    for dma in ["shared", "message"] {
+        let bed = Bed::with(&[dma], &[]);
+        let (mut guest, mut vmm) = bed.run();
+        vmm.set_bus_master(true).expect("a write");
+        guest.front.reset_device().expect("a reset");
+        vmm.set_bus_master(true).expect("a write");
+        assert_eq!(bed.peek(0, IOVA), secret(), "{dma}");
+        assert!(is_refused(&bed.peek(0, SECRET.0)), "{dma}");
+    }
+}
+
+#[test]
 fn a_device_that_is_reset_before_the_iommu_is_found_by_firmware_as_well() {
     let bed = Bed::shared();
     let (mut guest, mut vmm) = bed.run();

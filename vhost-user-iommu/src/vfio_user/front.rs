@@ -121,3 +121,33 @@ fn bus_master_of(message: &Message) -> Option<bool> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    #[test]
+    fn what_writes_the_command_register_tells_of_bus_mastering_and_nothing_else_but_a_reset_does() {
+        const CONFIG: u32 = RegionAccess::PCI_CONFIG;
+        for (region, offset, data, told) in [
+            (CONFIG, 4, &[6, 0][..], Some(true)),
+            (CONFIG, 4, &[4], Some(true)),
+            (CONFIG, 4, &[2, 4], Some(false)),
+            (CONFIG, 0, &[0, 0, 0, 0, 4], Some(true)),
+            (CONFIG, 0, &[4, 4, 4, 4], None),
+            (CONFIG, 5, &[4], None),
+            (CONFIG, u64::MAX, &[4], None),
+            (CONFIG, 4, &[], None),
+            (0, 4, &[4], None),
+        ] {
+            let access = RegionAccess { offset, region, count: data.len() as u32 };
+            let payload = [access.as_bytes(), data].concat();
+            let of = |command| bus_master_of(&Message::command(1, command, &payload[..]));
+            assert_eq!(of(Command::REGION_WRITE), told, "{data:?} at {offset} of {region}");
+            assert_eq!(of(Command::REGION_READ), None);
+            assert_eq!(of(Command::DEVICE_RESET), Some(false));
+        }
+    }
+}

@@ -190,16 +190,17 @@
 //! # Endpoints that the operator blocks
 //!
 //! Through the control socket (`--control`) whoever runs the machine can `block` an endpoint: from then on each of its
-//! accesses is refused, and reported to the guest as one of an endpoint in no domain. Its back-end is told to forget
-//! everything, a server that maps memory to unmap it, and a physical device is detached, with all of its IOMMU group. The
-//! reply says that this is so. It is an error if the back-end has not acknowledged it within `--unmap-timeout`: the endpoint
+//! accesses is refused; what a relay sees of them is reported to the guest as that of an endpoint in no domain. Its back-end
+//! is told to forget everything, a server that maps memory to unmap it, and a physical device is detached, with all of its
+//! IOMMU group. The reply says that this is so. It is an error if the back-end has not acknowledged it within `--unmap-timeout`: the endpoint
 //! is blocked then, too, but may still use memory that it had. Ask again, or end the back-end; a server that maps memory
 //! has lost its connections.
 //!
 //! The guest does not notice but by the faults: it maps, unmaps and attaches as before, and what it is refused is what it
-//! would be refused anyway. A reset, another boot and another VMM change nothing. `unblock` gives the endpoint what it would
-//! have without: the mappings of its domain as they are by then, or what lingers. A driver or a back-end that has given up
-//! meanwhile has to be restarted, as after any error of its device.
+//! would be refused anyway. A reset, another boot and another VMM change nothing, and a device that `add` puts behind the
+//! endpoint is blocked, too. `unblock` gives the endpoint what it would have without: the mappings of its domain as they are
+//! by then, or what lingers. A driver or a back-end that has given up meanwhile has to be restarted, as after any error of
+//! its device.
 //!
 //! The state of the device does not hold any of this: a daemon that takes it over is told by its own operator.
 //!
