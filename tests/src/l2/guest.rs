@@ -163,7 +163,7 @@ impl Guest {
         })
     }
 
-    pub(super) fn initrd(&self, testbed: &Testbed) -> Result<Vec<u8>> {
+    fn initrd(&self, testbed: &Testbed) -> Result<Vec<u8>> {
         let job = format!("{HOST_JOB_LIBRARY}\n{}", self.job);
         let mut archive = without_modules(&testbed.host.busybox, &job)?;
         for (name, file) in &self.programs {

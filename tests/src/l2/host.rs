@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use super::guest::Guest;
+use super::guest::{Guest, Parts};
 use super::streams::{Stream, Streams};
 use super::testbed::Testbed;
 use crate::guest::RunningGuest;
@@ -21,7 +21,7 @@ use crate::l1::Machine;
 
 const LIBRARY: &str = include_str!("../../l2/host-library.sh");
 /// The folder that the host shares with us, in the host.
-pub(super) const SHARED: &str = "/work";
+const SHARED: &str = "/work";
 /// Far more than any of it takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -90,23 +90,29 @@ impl Host {
     /// # Errors
     /// QEMU does not start: with what it said.
     pub fn boot(&mut self, guest: &Guest) -> Result<()> {
-        let parts = guest.parts(&self.testbed, SHARED)?;
-        fs::write(self.folder.path().join("shared").join("dtb"), parts.device_tree)?;
-        self.start_guest(&parts.initrd, &parts.command)
+        let Parts { command, .. } = self.put_parts(guest)?;
+        self.start_guest(&command)
     }
 
     /// The same for a shell command that starts QEMU, with console and monitor as [`Guest::QEMU_STREAMS`] has them; of
-    /// `guest` only the files are taken, which [`Guest::KERNEL`] names.
+    /// `guest` only the files are taken: those that [`Guest::KERNEL`] names, and the device tree, /work/dtb.
     ///
     /// # Errors
     /// As [`Host::boot`].
     pub fn boot_by(&mut self, command: &str, guest: &Guest) -> Result<()> {
-        let initrd = guest.initrd(&self.testbed)?;
-        self.start_guest(&initrd, &["sh".into(), "-c".into(), command.into()])
+        self.put_parts(guest)?;
+        self.start_guest(&["sh".into(), "-c".into(), command.into()])
     }
 
-    fn start_guest(&mut self, initrd: &[u8], command: &[String]) -> Result<()> {
-        fs::write(self.folder.path().join("shared").join("initrd"), initrd)?;
+    fn put_parts(&self, guest: &Guest) -> Result<Parts> {
+        let shared = self.folder.path().join("shared");
+        let parts = guest.parts(&self.testbed, SHARED)?;
+        fs::write(shared.join("initrd"), &parts.initrd)?;
+        fs::write(shared.join("dtb"), &parts.device_tree)?;
+        Ok(parts)
+    }
+
+    fn start_guest(&mut self, command: &[String]) -> Result<()> {
         self.streams.skip(&self.machine);
         let command = command.iter().fold("guest_start".to_owned(), |mut line, word| {
             let _ = write!(line, " '{}'", word.replace('\'', r"'\''")); // to a string: cannot fail
