@@ -81,3 +81,23 @@ wait_gone() {
   done
   echo "wait_gone $1"
 }
+
+# interface FUNCTION: the name of this PCI function's network interface: Linux numbers them as it finds them.
+interface() {
+  local tries=0
+  until ls "/sys/bus/pci/devices/$1/"virtio*/net 2>/dev/null; do
+    [ $((tries += 1)) -le 400 ] || { echo "guest: $1 has no interface after 20 s" >&2; return 1; }
+    usleep 50000
+  done
+}
+
+# set_apart INTERFACE: gives it a network of its own, so that packets to it leave the machine. `apart COMMAND` runs there.
+set_apart() {
+  unshare -n sleep 1000 & apart=$!
+  until [ "$(readlink "/proc/$apart/ns/net")" != "$(readlink "/proc/$$/ns/net")" ]; do usleep 10000; done
+  ip link set "$1" netns "$apart"
+}
+
+apart() {
+  nsenter -t "$apart" -n "$@"
+}

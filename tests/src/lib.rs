@@ -15,6 +15,7 @@ pub mod peers;
 pub mod relayed;
 pub mod scene;
 pub mod table_model;
+pub mod testpmd;
 pub mod vfio_user_disk;
 pub mod vfio_user_vmm;
 pub mod vfio_vmm;

@@ -13,8 +13,6 @@ use super::device_tree;
 use super::testbed::Testbed;
 use crate::guest::without_modules;
 
-/// What every guest's kernel is told. On the serial line: the kernel only when it dies.
-const KERNEL_ARGS: &str = "console=ttyAMA0 loglevel=1 panic=-1";
 /// A guest has VFIO too.
 const HOST_JOB_LIBRARY: &str = include_str!("../../l1/job-library.sh");
 /// The bus that the machine begins with.
@@ -77,12 +75,20 @@ pub(super) struct Parts {
 }
 
 impl Guest {
+    /// The arguments for QEMU that [`Host`](super::Host) looks for.
+    pub const QEMU_STREAMS: &str = "-nodefaults -display none -chardev file,id=console,path=/run/console \
+         -serial chardev:console -chardev pipe,id=monitor,path=/run/qmp -object monitor-qmp,id=qmp,chardev=monitor";
+    /// The arguments for a guest's kernel and initial file system, as the host has them.
+    pub const KERNEL: &str = "-kernel /work/Image -initrd /work/initrd -append";
+    /// What every guest's kernel is told. On the serial line: the kernel only when it dies.
+    pub const KERNEL_ARGS: &str = "console=ttyAMA0 loglevel=1 panic=-1";
+
     /// A guest with 256 MiB, one CPU and an empty job.
     pub fn new(iommu: Iommu) -> Self {
         Self {
             iommu,
             boot_from: BootFrom::Kernel,
-            kernel_args: KERNEL_ARGS.into(),
+            kernel_args: Self::KERNEL_ARGS.into(),
             job: String::new(),
             programs: Vec::new(),
             memory_mib: 256,
@@ -157,7 +163,7 @@ impl Guest {
         })
     }
 
-    fn initrd(&self, testbed: &Testbed) -> Result<Vec<u8>> {
+    pub(super) fn initrd(&self, testbed: &Testbed) -> Result<Vec<u8>> {
         let job = format!("{HOST_JOB_LIBRARY}\n{}", self.job);
         let mut archive = without_modules(&testbed.host.busybox, &job)?;
         for (name, file) in &self.programs {
@@ -193,13 +199,12 @@ impl Guest {
 
     fn qemu(&self, folder: &str) -> Vec<String> {
         let mut command = words(&format!(
-            "qemu-system-aarch64 -machine {MACHINE} -accel kvm -cpu host -nodefaults -display none \
-             -chardev file,id=console,path=/run/console -serial chardev:console \
-             -chardev pipe,id=monitor,path=/run/qmp -object monitor-qmp,id=qmp,chardev=monitor"
+            "qemu-system-aarch64 -machine {MACHINE} -accel kvm -cpu host {}",
+            Self::QEMU_STREAMS
         ));
         match self.boot_from {
             BootFrom::Kernel => {
-                command.extend(words(&format!("-kernel {folder}/Image -initrd {folder}/initrd -append")));
+                command.extend(words(Self::KERNEL));
                 command.push(self.kernel_args.clone());
             }
             BootFrom::Disk => command.extend(words(&format!("-bios {folder}/firmware"))),

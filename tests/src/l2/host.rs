@@ -21,7 +21,7 @@ use crate::l1::Machine;
 
 const LIBRARY: &str = include_str!("../../l2/host-library.sh");
 /// The folder that the host shares with us, in the host.
-const SHARED: &str = "/work";
+pub(super) const SHARED: &str = "/work";
 /// Far more than any of it takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -90,12 +90,25 @@ impl Host {
     /// # Errors
     /// QEMU does not start: with what it said.
     pub fn boot(&mut self, guest: &Guest) -> Result<()> {
-        let shared = self.folder.path().join("shared");
         let parts = guest.parts(&self.testbed, SHARED)?;
-        fs::write(shared.join("initrd"), parts.initrd)?;
-        fs::write(shared.join("dtb"), parts.device_tree)?;
+        fs::write(self.folder.path().join("shared").join("dtb"), parts.device_tree)?;
+        self.start_guest(&parts.initrd, &parts.command)
+    }
+
+    /// The same for a shell command that starts QEMU, with console and monitor as [`Guest::QEMU_STREAMS`] has them; of
+    /// `guest` only the files are taken, which [`Guest::KERNEL`] names.
+    ///
+    /// # Errors
+    /// As [`Host::boot`].
+    pub fn boot_by(&mut self, command: &str, guest: &Guest) -> Result<()> {
+        let initrd = guest.initrd(&self.testbed)?;
+        self.start_guest(&initrd, &["sh".into(), "-c".into(), command.into()])
+    }
+
+    fn start_guest(&mut self, initrd: &[u8], command: &[String]) -> Result<()> {
+        fs::write(self.folder.path().join("shared").join("initrd"), initrd)?;
         self.streams.skip(&self.machine);
-        let command = parts.command.iter().fold("guest_start".to_owned(), |mut line, word| {
+        let command = command.iter().fold("guest_start".to_owned(), |mut line, word| {
             let _ = write!(line, " '{}'", word.replace('\'', r"'\''")); // to a string: cannot fail
             line
         });

@@ -9,7 +9,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_iommu::message::{Access, BackendRequest, FrontendRequest, IotlbKind, IotlbMessage, Message};
-use viommu_core::wire::FAULT_R_UNKNOWN;
+use viommu_core::wire::{FAULT_R_UNKNOWN, MAP_F_READ, MAP_F_WRITE};
 use viommu_core::{DomainId, Status};
 use viommu_tests::front_end::{self, NEED_REPLY, REPLY, VERSION};
 use viommu_tests::iotlb_disk::Options;
@@ -56,6 +56,27 @@ fn a_miss_gets_its_entry_and_its_answer_without_waiting_for_the_back_end() {
         let user_address = bed.memory.vmm_address(SECRET.0);
         assert_eq!(update, IotlbMessage::update(IOVA, PAGE, user_address, Access::READ_WRITE));
         assert!(!message.flags.needs_reply());
+    }
+}
+
+/// DPDK asks to read and write wherever it writes, and takes no entry that allows less.
+//= A33a A33b
+#[test]
+fn a_back_end_that_asks_to_read_and_write_gets_both_where_it_may_write_and_nothing_where_it_may_not() {
+    let (bed, mut guest, mut back_end, _vmm) = mapped();
+    let (write_only, read_only) = (IOVA + PAGE, IOVA + 2 * PAGE);
+    succeeds(guest.try_map(DOMAIN, write_only, PAGE, SECRET.0, MAP_F_WRITE));
+    succeeds(guest.try_map(DOMAIN, read_only, PAGE, SECRET.0, MAP_F_READ));
+    back_end.miss(read_only, Access::READ_WRITE);
+    assert_eq!(back_end.receive_answer(), 1);
+    back_end.miss(write_only, Access::READ);
+    assert_eq!(back_end.receive_answer(), 1);
+    for access in [Access::WRITE, Access::READ_WRITE] {
+        back_end.miss(write_only, access);
+        assert_eq!(back_end.receive_answer(), 0);
+        let user_address = bed.memory.vmm_address(SECRET.0);
+        let update = IotlbMessage::update(write_only, PAGE, user_address, access);
+        assert_eq!(back_end.receive_iotlb().1, update);
     }
 }
 

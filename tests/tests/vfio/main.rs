@@ -6,5 +6,6 @@ mod baselines;
 mod disks;
 mod hotplug;
 mod lifecycle;
+mod recipe;
 mod stage;
 mod stray;

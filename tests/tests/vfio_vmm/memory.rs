@@ -89,7 +89,7 @@ fn what_the_vmm_has_not_pinned_counts_for_the_daemon() -> Result<()> {
     assert_eq!(vmm.attach(1, 0, 0)?, OK);
     assert_eq!(vmm.map(1, IOVA, ADDED, 4 * PAGE, BOTH)?, OK);
     assert_ne!(vmm.map(1, IOVA + ADDED_BYTES, ADDED, ADDED_BYTES, BOTH)?, OK);
-    daemon.wait_for("the host refuses", PATIENCE)?;
+    daemon.wait_for("raise its limit (ulimit -l)", PATIENCE)?;
     assert_eq!(pinned_kib(daemon.pid())?, (4 * PAGE) >> 10);
     assert_eq!(vmm.map(1, IOVA + ADDED_BYTES, LOW, ADDED_BYTES, BOTH)?, OK);
     vmm.assert_lands(0, IOVA + ADDED_BYTES, LOW);

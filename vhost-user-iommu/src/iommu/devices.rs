@@ -12,7 +12,7 @@ use viommu_nested::Result;
 use viommu_nested::shadow::{Goal, Known, MemoryRegion, Reach, Shadow};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::vfio::{Device, Vfio, host_error};
+use crate::vfio::{Device, Vfio, host_error, mend};
 
 use super::Iommu;
 
@@ -69,7 +69,7 @@ impl Iommu {
     /// What the device makes of the host's outcome. A refusal is told.
     pub(super) fn of_host(&self, done: Result<()>) -> Done {
         done.map_err(|error| {
-            self.host_errors.log(|| format!("the host refuses: {error}"));
+            self.host_errors.log(|| format!("the host refuses: {error}{}", mend(&error)));
             host_error(&error)
         })
     }

@@ -129,18 +129,19 @@ impl Conversation<'_> {
             return None;
         }
         let relay = self.relay;
+        let wanted = wanted(miss);
         //= virtio#devicenormative:IOMMU/RESVMEM A52
         // Nothing can be mapped in a reserved region, and no memory is there either: untranslated it leads nowhere.
-        let extent = relay.iommu.translate(relay.endpoint, Iova(miss.iova), wanted(miss)).ok()?;
+        let extent = relay.iommu.translate(relay.endpoint, Iova(miss.iova), needed(wanted)).ok()?;
         let Some(Placed { range, user_address }) = self.memory.place(&extent, miss.iova) else {
             relay.iommu.report(self.fault(miss));
             return None;
         };
         // A region's size fits, and the entry is no larger.
         let size = range.span().saturating_add(1);
-        //= virtio#devicenormative:IOMMU/MAP request A33a
-        // A back-end gets no right that the mapping does not give.
-        let access = message::Access(extent.access.bits() as u8);
+        //= virtio#devicenormative:IOMMU/MAP request A33a A33b
+        // A back-end gets no right that the mapping does not give, except to read where it asks to write as well.
+        let access = message::Access((extent.access | wanted).bits() as u8);
         Some(IotlbMessage::update(range.start(), size, user_address, access))
     }
 
@@ -178,6 +179,12 @@ fn wanted(miss: &IotlbMessage) -> Access {
     if access.is_empty() { Access::READ } else { access }
 }
 
+/// What a mapping has to allow for the miss to be answered. Back-ends may know reading, and reading and writing, and nothing
+/// else: DPDK asks for both where it only writes, and has no use for an entry with less.
+fn needed(wanted: Access) -> Access {
+    if wanted.contains(Access::WRITE) { Access::WRITE } else { wanted }
+}
+
 /// The range as address and size of messages: the size of the whole space does not fit into one.
 fn pieces(range: IovaRange) -> impl Iterator<Item = (u64, u64)> {
     const HALF: u64 = 1 << 63;
@@ -195,6 +202,12 @@ mod tests {
         let range = IovaRange::new(0x1000, u64::MAX).expect("start <= last");
         assert_eq!(pieces(range).collect::<Vec<_>>(), [(0x1000, u64::MAX - 0xfff)]);
         assert_eq!(pieces(IovaRange::ALL).collect::<Vec<_>>(), [(0, 1 << 63), (1 << 63, 1 << 63)]);
+    }
+
+    #[test]
+    fn a_miss_that_wants_both_needs_to_write() {
+        assert_eq!(needed(Access::all()), Access::WRITE);
+        assert_eq!([Access::READ, Access::WRITE].map(needed), [Access::READ, Access::WRITE]);
     }
 
     #[test]

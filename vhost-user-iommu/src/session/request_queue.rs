@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The request queue: each chain becomes a request, each reply a used entry. Requests that the device may do together
-//! are handed to it together.
+//! The request queue: each chain becomes a request, each reply a used entry. The chains that are there are looked at in
+//! one go, and those that the device may do together are handed to it together.
 
 use std::ops::ControlFlow;
 
@@ -27,7 +27,7 @@ impl Queues {
             // The driver may have put the ring right before it could see that it is to kick again. Where even this
             // fails, the ring is out of reach for the driver's wishes, too.
             let may_be_right = ring.enable_notification().unwrap_or(false);
-            if !may_be_right || self.serve_next_requests(ring).is_err() {
+            if !may_be_right || self.serve_next_requests(ring, &ring.memory()).is_err() {
                 return;
             }
         }
@@ -36,9 +36,11 @@ impl Queues {
     fn serve_all_requests(&self, ring: &Ring, between: &impl Fn()) -> Result<(), Error> {
         ring.disable_notification()?;
         loop {
-            self.serve_next_requests(ring)?;
+            let memory = ring.memory();
+            self.serve_next_requests(ring, &memory)?;
             between();
-            let found = lock(&self.polling).finds(|| self.is_over() || ring.has_news()) && ring.is_running();
+            let is_there_more = || self.is_over() || ring.has_news(&memory);
+            let found = lock(&self.polling).finds(is_there_more) && ring.is_running();
             if self.is_over() || !found && !ring.enable_notification()? {
                 return Ok(());
             }
@@ -48,15 +50,18 @@ impl Queues {
         }
     }
 
-    fn serve_next_requests(&self, ring: &Ring) -> Result<(), Error> {
-        let (mut taken, memory) = (lock(&self.taken), ring.memory());
+    fn serve_next_requests(&self, ring: &Ring, memory: &GuestMemoryMmap) -> Result<(), Error> {
+        let mut taken = lock(&self.taken);
         // The ring is locked while its next chains are looked at, not while requests are served.
-        take(ring, &memory, &mut taken)?;
+        take(ring, memory, &mut taken)?;
         let mut left = taken.as_slice();
-        // Where it stops, the driver finds those that are left in it.
-        while !left.is_empty() && !self.is_over() && ring.is_running() {
-            let count = self.answer(ring, left, &memory)?;
+        while !left.is_empty() {
+            let count = self.answer(ring, left, memory)?;
             left = left.get(count..).unwrap_or_default();
+            // The driver finds in a ring that stops what is left.
+            if !left.is_empty() && (self.is_over() || !ring.is_running()) {
+                break;
+            }
         }
         Ok(())
     }

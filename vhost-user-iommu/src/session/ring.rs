@@ -75,11 +75,11 @@ impl Ring {
     }
 
     /// Whether there is anything to look at: another chain, an index that makes no sense, or that the ring has been stopped.
-    pub fn has_news(&self) -> bool {
+    pub fn has_news(&self, memory: &GuestMemoryMmap) -> bool {
         let state = self.get_ref();
         let queue = state.get_queue();
         let is_running = state.is_enabled() && queue.ready();
-        let available = queue.avail_idx(&*self.memory(), Ordering::Acquire);
+        let available = queue.avail_idx(memory, Ordering::Acquire);
         !is_running || available.map_or(true, |available| available.0 != queue.next_avail())
     }
 

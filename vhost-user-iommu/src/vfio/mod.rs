@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use log::info;
+use rustix::io::Errno;
 use viommu_core::{EndpointId, Granule, HostError, IovaRange, Mode, PageRequestSupport, TableSupport};
 use viommu_nested::object::Context;
 use viommu_nested::shadow::{Lasting, MemoryRegion, Shadow};
@@ -236,10 +237,7 @@ impl Vfio {
     /// Takes all of the guest's memory as it is now; says what is to be told of a part that cannot be had.
     pub fn set_memory(&self, regions: &[MemoryRegion<'_>], lasting: Lasting<'_>) -> Option<String> {
         let error = self.shadow().set_memory(regions, lasting).err()?;
-        Some(format!(
-            "a part of the guest's memory is out of reach of its devices: {error}; if it is memory that this process may \
-             not lock, raise its limit (ulimit -l)"
-        ))
+        Some(format!("a part of the guest's memory is out of reach of its devices: {error}{}", mend(&error)))
     }
 
     /// Whether the device of an endpoint does no DMA, and neither do those that move with it.
@@ -294,4 +292,12 @@ fn tell_missing(context: &Context) {
 
 fn not_suited(error: &Error) -> UsageError {
     UsageError::new(format!("the host's kernel refuses: {error}"), "look at its log")
+}
+
+/// What whoever runs the machine can do about an error of the host.
+pub fn mend(error: &Error) -> &'static str {
+    match error.errno() {
+        Errno::NOMEM => "; if this process may lock no more memory, raise its limit (ulimit -l)",
+        _ => "",
+    }
 }

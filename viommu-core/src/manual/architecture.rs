@@ -24,7 +24,9 @@
 //!
 //! # The life of a request
 //!
-//! 1. The guest's driver puts a chain into the request queue and kicks. `session/request_queue` takes the chain.
+//! 1. The guest's driver puts a chain into the request queue and kicks. `session/request_queue` looks at what is there, at
+//!    several chains in one go. Each stays the driver's until it is answered: a VMM that stops the ring finds the others
+//!    in it.
 //! 2. `session/chain` copies the readable part, once, into a buffer of its own. Nothing that the guest changes from
 //!    here on can matter.
 //! 3. `iommu` takes the *turn* and hands the bytes to [`Device::begin`](crate::Device::begin). The request table
@@ -39,7 +41,8 @@
 //! 6. [`Device::finish`](crate::Device::finish) **commits**, which cannot fail, or drops the change if a back-end or the
 //!    kernel failed: then everything translates as before, and the guest gets an error status.
 //! 7. The status is chosen in one place, from the reject or the host's error: see [`Status`](crate::Status).
-//! 8. `session/chain` writes the reply into the writable part, and the ring gets its used entry.
+//! 8. `session/chain` writes the reply into the writable part, and the ring gets its used entry, before the next request
+//!    is looked into.
 //! 9. When the queue is empty, `session/polling` may look for the next request for a moment (`--poll`), while the driver
 //!    is not to kick. Linux waits for each reply with interrupts off, so what a kick and a sleeping thread cost is the
 //!    guest's processor time.

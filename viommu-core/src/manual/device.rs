@@ -43,7 +43,7 @@
 //! - ATTACH of an endpoint that is in another domain moves it. A domain ends with its last endpoint.
 //! - DETACH has to name the right domain, except that an endpoint in a bypass domain may be detached from domain 0: Linux says that of its identity domain.
 //! - UNMAP with a set reserved field is refused and changes nothing.
-//! - A write-only mapping cannot be read.
+//! - A write-only mapping cannot be read, but by a back-end that asks to read and to write (see [`endpoints`](super::endpoints)).
 //! - A mapping may lead to addresses where there is no memory: a driver without bypass domains maps the whole space
 //!   to itself. Only an access finds out, and gets a fault of reason UNKNOWN.
 //! - PROBE of an endpoint without properties is OK and empty.

@@ -12,11 +12,43 @@
 //!   knows of no IOMMU.
 //! - The back-end's misses come to the relay, which answers from the device: first the entry, then the answer to the
 //!   miss, waiting for nothing. Addresses in the entries are the VMM's: keys into the memory table that the back-end has
-//!   too.
+//!   too. An entry allows what the mapping allows. A miss that asks to read and to write is granted both where the
+//!   mapping allows to write alone, which virtio leaves open: DPDK asks so for buffers that it only writes to, and has
+//!   no use for an entry with less.
 //! - The ring addresses that the VMM sends are its own addresses of the GPAs that it takes the guest's IOVAs for. As
 //!   long as every IOVA is also a GPA, that can be undone exactly: so the aperture has to lie inside guest memory
 //!   (`--guest-memory`), and the holes of that are reserved regions.
 //! - Protocol features that would move memory, addresses or file descriptors past the relay stay hidden.
+//!
+//! ## Network interfaces that DPDK serves
+//!
+//! Ports of DPDK's vhost driver translate when they have `iommu-support=1`. README has the command lines; this is why
+//! they are so. Tried with testpmd of DPDK 24.11, QEMU 11.1 and Linux 7.3 in the guest, unmapping strictly and in
+//! bypass.
+//!
+//! - **No control queue**: `ctrl_vq=off`, and off what needs one (`ctrl_rx`, `ctrl_vlan`, `ctrl_mac_addr`,
+//!   `guest_announce`). QEMU serves that queue itself, and takes IOVAs for GPAs: a guest that has one waits for its
+//!   first answer for ever, and QEMU reads and writes what the guest never meant. Nothing in vhost-user tells the
+//!   relay of it. Without that queue there is one pair of data queues.
+//! - **Queues of 256.** DPDK takes entries that follow each other for one piece of memory. What lies in two mappings,
+//!   as in two pages apart, leads it to memory behind the first, mapped or not. Linux maps a buffer in one piece, but
+//!   a ring page by page: with `rx_queue_size` and `tx_queue_size` at QEMU's 256 every part of a ring is one page,
+//!   with 1024 (`iommu.strict=1`) the interface stopped at descriptors that were none. A driver that means to can
+//!   reach more by this than it has mapped, with any IOMMU: where that matters, DPDK is not the back-end to use.
+//! - **Checksums** are a matter of who forwards: testpmd computes none, hence `csum=off,guest_csum=off`.
+//! - **Packets wait for their entries.** DPDK does not take a packet for the guest while it has no entry for the
+//!   buffer, and asks for it. Who sends the packet has to try again: testpmd drops it unless it is told `set fwd io
+//!   retry` and, say, `set burst tx delay 20 retry 10000`.
+//! - **A refused miss is final.** DPDK asks once for an address, until it gets an entry there or the rings stop. Only
+//!   a driver that has unmapped what it gave to the device comes to feel that.
+//! - **DPDK may end and come back**, when QEMU is told to connect again (`reconnect-ms` of the chardev). Meanwhile
+//!   the link is down and the IOMMU goes on. QEMU cannot know where the rings stood; DPDK takes that from the used
+//!   rings, so packets may be lost or sent twice. One that was killed leaves its sockets behind, and they have to be
+//!   removed before the next one starts.
+//! - **Who listens.** The relay connects to the back-end, so it is DPDK that listens: no `client=1`. Of Open
+//!   vSwitch's vhost-user ports only those of type `dpdkvhostuserclient` translate, and these connect themselves. A
+//!   port of type `dpdk` with `options:dpdk-devargs=net_vhost0,iface=PATH,iommu-support=1` should do; it was not
+//!   tried.
 //!
 //! # vfio-user endpoints
 //!
