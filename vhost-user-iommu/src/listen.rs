@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The sockets that others connect to: made at the start, gone at the end.
+//! The sockets that others connect to: made at the start or when asked for, gone at the end.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::umask;
 
 use crate::usage_error::UsageError;
@@ -85,7 +87,48 @@ pub fn listen_privately(option: &'static str, path: &Path) -> Result<(UnixListen
 /// Whether the path is anything but a socket that nobody listens on.
 fn is_in_use(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    let is_refused =
-        || UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    let is_refused = || connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
     !(is_socket && is_refused())
+}
+
+/// Connects without waiting: a listener that is busy with others counts as none.
+///
+/// # Errors
+/// Nobody listens at `path`, or accepts; or the process has no file descriptor left.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::AGAIN) => Err(io::Error::other("it takes no more connections")),
+        connected => Ok(connected.map(|()| UnixStream::from(socket))?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    use rustix::net::{bind, listen as listen_for};
+
+    use super::*;
+
+    /// Longest wait for what has to come.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_path_is_in_use_however_busy_the_one_is_who_listens_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("busy");
+        let busy = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let busy = busy.expect("a socket");
+        bind(&busy, &SocketAddrUnix::new(&path).expect("a path")).expect("the path is free");
+        listen_for(&busy, 0).expect("it listens");
+        let _waits = connect(&path).expect("as long as there is room");
+        connect(&path).expect_err("there is none");
+        let (sender, ended) = channel();
+        thread::spawn(move || sender.send(is_in_use(&path)));
+        assert_eq!(ended.recv_timeout(PATIENCE), Ok(true), "nobody is waited for");
+    }
 }

@@ -43,8 +43,8 @@ struct Running {
     endpoint: EndpointConfig,
     /// Disconnected when its thread has ended.
     ended: Receiver<Infallible>,
-    /// There as long as this is.
-    _file: SocketFile,
+    /// There as long as VMMs are served.
+    file: Option<SocketFile>,
 }
 
 impl Relaying {
@@ -68,7 +68,7 @@ impl Relaying {
             self.iommu.remove_relay(endpoint.id);
             return Err(UsageError::short_of(error));
         }
-        let running = Running { endpoint: endpoint.clone(), ended, _file: file };
+        let running = Running { endpoint: endpoint.clone(), ended, file: Some(file) };
         lock(&self.running).insert(endpoint.id, running);
         Ok(())
     }
@@ -116,19 +116,21 @@ impl Relaying {
 
     /// What the back-end had cached or mapped is gone when this returns.
     fn remove_relay(&self, endpoint: EndpointId) -> Result<(), Refusal> {
-        let mut running = lock(&self.running);
-        let (Some(relay), Some(found)) = (self.iommu.relay(endpoint), running.get(&endpoint)) else {
+        let found = lock(&self.running).remove(&endpoint);
+        let (Some(relay), Some(mut found)) = (self.iommu.relay(endpoint), found) else {
             return Err(Refusal::new(Code::NoDevice, "the endpoint has no device"));
         };
         relay.end();
+        // No VMM is to wait there for nothing.
+        found.file = None;
         // It says so itself when the back-end takes its time.
         if found.ended.recv_timeout(self.config.unmap_timeout) == Err(RecvTimeoutError::Timeout) {
+            lock(&self.running).insert(endpoint, found);
             let message =
                 "the back-end does not leave: it may still use memory of the guest; end it, and ask again";
             return Err(Refusal::new(Code::BackEnd, message));
         }
         self.iommu.remove_relay(endpoint);
-        running.remove(&endpoint);
         Ok(())
     }
 }

@@ -2,6 +2,8 @@
 
 //! Message by message: what a back-end is told, and what becomes of one that answers wrongly or asks too much.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -13,7 +15,7 @@ use viommu_tests::front_end::{self, NEED_REPLY, REPLY, VERSION};
 use viommu_tests::iotlb_disk::Options;
 use zerocopy::IntoBytes;
 
-use crate::back_end::{BackEnd, receive};
+use crate::back_end::{BackEnd, receive, send};
 use crate::bed::*;
 use crate::vmm::{DiskVmm, wanted};
 
@@ -117,6 +119,31 @@ fn a_burst_of_misses_gets_all_its_entries() {
             let update: IotlbMessage = receive(&mut main).body().expect("an IOTLB message");
             assert_eq!((update.kind, update.iova), (IotlbKind::UPDATE, IOVA));
         }
+    });
+}
+
+#[test]
+fn a_back_end_that_asks_without_end_is_told_to_forget_all_the_same() {
+    let (bed, mut guest, back_end, _vmm) = mapped();
+    let BackEnd { mut main, raw_requests, requests: _requests } = back_end;
+    let miss = IotlbMessage::miss(0, Access::READ).as_bytes().to_vec();
+    let miss = front_end::Message { request: BackendRequest::IOTLB_MSG.0, flags: VERSION, body: miss };
+    let (many, is_over) = (miss.to_bytes().repeat(10_000), AtomicBool::default());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                raw_requests.send_bytes(&many, &[]).expect("it is read");
+            }
+        });
+        let unmap = scope.spawn(|| {
+            bed.wait_log("fault: ");
+            let reply = guest.try_unmap(DOMAIN, IOVA, PAGE);
+            is_over.store(true, Ordering::Relaxed);
+            reply
+        });
+        let invalidation = receive(&mut main);
+        send(&mut main, invalidation.reply(&0u64));
+        succeeds(unmap.join().expect("no panic"));
     });
 }
 
@@ -231,7 +258,7 @@ fn an_answer_that_nobody_asked_for_ends_the_conversation() {
     for (request, line) in answers {
         let (bed, guest, mut back_end, vmm) = mapped();
         let answer = Message::new(request, &0u64);
-        crate::back_end::send(&mut back_end.main, answer.reply(&0u64));
+        send(&mut back_end.main, answer.reply(&0u64));
         bed.wait_log(line);
         drop(back_end);
         lives(bed, guest, vmm);

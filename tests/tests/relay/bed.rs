@@ -43,7 +43,8 @@ pub struct Bed {
     pub disks: Vec<Option<IotlbDisk>>,
     /// The guest's.
     pub memory: GuestMemory,
-    folder: TempDir,
+    /// With all sockets.
+    pub folder: TempDir,
 }
 
 impl Bed {

@@ -2,11 +2,15 @@
 
 //! Disks that are put behind an endpoint, and taken away again, while the daemon runs.
 
+use std::thread;
+
 use viommu_core::{DomainId, Status};
+use viommu_tests::daemon::Daemon;
 use viommu_tests::iotlb_disk::{OnInvalidate, Options};
 
+use crate::back_end::BackEnd;
 use crate::bed::*;
-use crate::vmm::DiskVmm;
+use crate::vmm::{DiskVmm, wanted};
 
 const LISTED: &str = "00:03.0: listed, ";
 
@@ -92,6 +96,7 @@ fn a_back_end_that_does_not_leave_keeps_its_endpoint_until_it_does() {
         refused.contains("the back-end does not leave: it may still use memory of the guest"),
         "{refused}"
     );
+    assert!(!bed.front_path(1).exists(), "no VMM waits there in vain");
     let refused = refusal(&bed, &["add", &spec(&bed)]);
     assert!(refused.contains("the endpoint has a device; remove it first"), "{refused}");
     bed.disks[1] = None;
@@ -118,4 +123,18 @@ fn what_cannot_be_added_is_refused_with_the_reason() {
     }
     assert!(listed(&bed).starts_with(LISTED));
     assert!(refusal(&bed, &["remove", "00:03.0"]).contains("the endpoint has no device"));
+}
+
+#[test]
+fn the_daemon_ends_while_it_waits_for_a_back_end_to_leave() {
+    let mut bed = Bed::with(&[Options::default()], &["--unmap-timeout", "3600000"]);
+    let (_back_end, vmm) = BackEnd::replace_disk(&mut bed, wanted());
+    let Bed { daemon, folder, disks, .. } = bed;
+    let control = folder.path().join("control.sock");
+    let asked = thread::spawn(move || Daemon::ctl(&control, &["remove", "00:02.0"]));
+    daemon.wait_for("the VMM loses the device, as asked for", PATIENCE).expect("it is asked for");
+    let (status, _) = daemon.end().expect("it ends");
+    assert!(status.success() && folder.path().read_dir().expect("a folder").next().is_none(), "{folder:?}");
+    asked.join().expect("no panic").expect_err("there is no answer");
+    drop((vmm, disks));
 }

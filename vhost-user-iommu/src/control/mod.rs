@@ -2,7 +2,8 @@
 
 //! The control socket: for those who run the machine, not for its guest.
 //!
-//! One thread serves all clients, none of which can keep it from another. What is done is the device's own matter, see
+//! One thread serves all clients. None keeps it from another by what it sends, or does not read; but what is asked for is
+//! done one after the other, and may have to wait for a back-end. What is done is the device's own matter, see
 //! [`Controlled`]. To read: [`protocol`] for the lines, `unix(7)` for file descriptors beside them.
 
 mod connection;
@@ -47,7 +48,7 @@ pub trait Controlled {
     ///
     /// # Errors
     /// There is no such endpoint or device; then nothing is changed. Or the device of another process may still use
-    /// memory; then it is let go of as soon as it does not.
+    /// memory; then it keeps its endpoint, and no VMM gets it, until this is asked for again.
     fn remove(&self, endpoint: EndpointId) -> Result<(), Refusal>;
 
     /// Takes a device for an endpoint that has none: one that another process serves, as `endpoint` says, or else a

@@ -45,9 +45,14 @@ impl Iommu {
     /// Its server does not take that, or the host refuses; it is cut off then.
     pub(super) fn restore(&self, endpoint: EndpointId) -> Done {
         let _turn = self.turn();
+        let was_cut_off = self.state().is_cut_off(endpoint);
         self.state().restore(endpoint);
-        let restored = self.on_host(|shadow| shadow.restore(endpoint));
-        let done = restored.and_then(|()| self.order(self.told(vec![endpoint]), &Work::Refresh));
+        let done = self.on_host(|shadow| shadow.restore(endpoint));
+        if !was_cut_off {
+            // At most another of its group is.
+            return done;
+        }
+        let done = done.and_then(|()| self.order(self.told(vec![endpoint]), &Work::Refresh));
         if done.is_err() {
             self.state().cut_off(endpoint);
             // What it has been told of is taken away again, however long that takes.

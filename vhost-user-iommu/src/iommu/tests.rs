@@ -87,3 +87,10 @@ fn an_endpoint_that_is_not_looked_at_meanwhile_is_left_alone() {
         assert!(iommu.view(ENDPOINT) != View::Nothing && orders.take().next().is_none());
     }
 }
+
+#[test]
+fn an_endpoint_that_is_not_blocked_is_left_alone_when_it_is_unblocked() {
+    let (iommu, orders) = relayed();
+    assert_eq!(iommu.unblock_endpoint(ENDPOINT), Ok(()));
+    assert!(orders.take().next().is_none() && iommu.view(ENDPOINT) == View::Identity);
+}

@@ -120,6 +120,9 @@ struct Ready {
     front_requests: bool,
 }
 
+/// Messages that are taken of whoever asks before the others, and orders, are looked at.
+const ROUND: usize = 64;
+
 /// Answers that a back-end may owe at once.
 const OWED_MAX: usize = 1024;
 
@@ -214,31 +217,33 @@ impl<'a> Conversation<'a> {
     }
 
     fn receive(&mut self, ready: Ready) -> Result<(), Failure> {
-        // The back-end comes first: what it says before it leaves is carried, and so is its leaving.
+        // The back-end comes first: what it says before it leaves is carried, and so is its leaving. It owes only so many
+        // answers; nothing else that comes has an end.
         while ready.back
             && let Some(message) = self.back.receive().map_err(Failure::Back)?
         {
             self.take_from_back(message)?;
             self.flush()?;
         }
-        while ready.front
-            && !self.is_congested()
-            && let Some(message) = self.front.receive().map_err(Failure::Front)?
-        {
+        for _ in 0..ROUND {
+            if !ready.front || self.is_congested() {
+                break;
+            }
+            let Some(message) = self.front.receive().map_err(Failure::Front)? else { break };
             self.take_from_front(message)?;
             self.flush()?;
         }
-        while ready.back_requests
-            && !self.is_congested()
-            && let Some(message) = self.back_requests.receive().map_err(Failure::Back)?
-        {
+        for _ in 0..ROUND {
+            if !ready.back_requests || self.is_congested() {
+                break;
+            }
+            let Some(message) = self.back_requests.receive().map_err(Failure::Back)? else { break };
             self.take_back_request(message)?;
             self.flush()?;
         }
-        while ready.front_requests
-            && let Some(channel) = &mut self.front_requests
-            && let Some(message) = channel.receive().map_err(Failure::Front)?
-        {
+        for _ in 0..ROUND {
+            let Some(channel) = self.front_requests.as_mut().filter(|_| ready.front_requests) else { break };
+            let Some(message) = channel.receive().map_err(Failure::Front)? else { break };
             // Only answers come from there.
             self.back_requests.queue(message).map_err(Failure::Back)?;
             self.flush()?;

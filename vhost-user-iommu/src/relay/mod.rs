@@ -22,18 +22,18 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use log::{error, info};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use viommu_core::{EndpointId, IovaRange};
 
 use crate::config::Protocol;
 use crate::iommu::Iommu;
+use crate::listen::connect;
 use crate::orders::Orders;
 use crate::throttle::Throttle;
 use crate::vfio_user;
@@ -147,17 +147,3 @@ impl Relay {
 }
 
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Connects without waiting: a back-end that is busy with somebody else counts as none.
-fn connect(path: &Path) -> io::Result<UnixStream> {
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
-    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
-        Err(Errno::AGAIN) => Err(io::Error::other("it takes no more connections")),
-        connected => Ok(connected.map(|()| UnixStream::from(socket))?),
-    }
-}

@@ -109,13 +109,12 @@ impl Backend {
         });
         let mut position = lock(&self.position);
         if self.was_stopped.swap(false, Ordering::Relaxed) {
+            // What is broken all the same shows again when it is served.
+            self.queues.mended();
             // A driver that resets the device starts the ring anew; a guest that was merely paused goes on.
             match *position == Some(ring.position()) {
                 true => self.iommu.resume(),
-                false => {
-                    self.queues.mended();
-                    self.iommu.reset();
-                }
+                false => self.iommu.reset(),
             }
         }
         self.queues.serve_requests(ring, between);

@@ -53,7 +53,7 @@ impl Queues {
         &self.changed
     }
 
-    /// Whether a ring has turned out to be broken since the last reset.
+    /// Whether a ring has turned out to be broken since the last reset, or start of the request ring.
     pub fn needs_reset(&self) -> bool {
         self.is_broken.load(Ordering::Relaxed)
     }
