@@ -38,6 +38,7 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
     let control = config.control.as_deref().map(|path| listen_privately("control", path)).transpose()?;
     let control = control.map(|control| keep(control, &mut files));
     let vfio = Vfio::prepare(config)?;
+    let given = config;
     let config = &narrowed(config, vfio.as_ref())?;
     let mut ending = Ending::new(pipe).map_err(UsageError::short_of)?;
     if let Some(vfio) = &vfio {
@@ -47,7 +48,7 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
     let iommu = Iommu::new(config, vfio, event_waits.clone());
     let iommu =
         Arc::new(iommu.map_err(|error| UsageError::new(error.to_string(), "change the option it names"))?);
-    let relaying = Arc::new(Relaying::new(iommu.clone(), config.clone()));
+    let relaying = Arc::new(Relaying::new(iommu.clone(), given.clone(), config.aperture));
     config.endpoints.iter().try_for_each(|endpoint| relaying.start(endpoint))?;
     let tended_iommu = iommu.clone();
     start("devices", move || tended_iommu.tend_devices())?;
@@ -66,12 +67,12 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
         warn!("nobody can be told through NOTIFY_SOCKET: {error}");
     }
     let end = ending.wait();
-    relaying.remove_sockets();
-    let end = end.map_err(UsageError::short_of)?;
     // Whoever wanted to know of the start may be gone.
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     iommu.release_devices();
-    info!("{end}; {}", iommu.account());
+    // Clients of the control socket are served to the last.
+    relaying.remove_sockets();
+    info!("{}; {}", end.map_err(UsageError::short_of)?, iommu.account());
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use log::Level;
-use viommu_core::EndpointId;
+use viommu_core::{EndpointId, IovaRange};
 
 use crate::config::{Config, EndpointConfig, Relayed};
 use crate::control::Controlled;
@@ -32,7 +32,10 @@ use crate::usage_error::UsageError;
 #[derive(Debug)]
 pub struct Relaying {
     iommu: Arc<Iommu>,
+    /// As it was given.
     config: Config,
+    /// What the device has of the aperture that was given.
+    aperture: IovaRange,
     running: Mutex<BTreeMap<EndpointId, Running>>,
 }
 
@@ -48,9 +51,9 @@ struct Running {
 }
 
 impl Relaying {
-    /// None yet, for a daemon of this `config`.
-    pub fn new(iommu: Arc<Iommu>, config: Config) -> Relaying {
-        Relaying { iommu, config, running: Mutex::default() }
+    /// None yet, for a daemon that was given this `config` and serves this `aperture`.
+    pub fn new(iommu: Arc<Iommu>, config: Config, aperture: IovaRange) -> Relaying {
+        Relaying { iommu, config, aperture, running: Mutex::default() }
     }
 
     /// Makes the relay of an endpoint, if it is to have one.
@@ -93,7 +96,7 @@ impl Relaying {
             backend: back.to_owned(),
             iommu: self.iommu.clone(),
             page_size_mask: self.config.page_size_mask,
-            aperture: self.config.aperture,
+            aperture: self.aperture,
             unmap_timeout: self.config.unmap_timeout,
             complaints: Throttle::new(Level::Warn),
         };
@@ -111,7 +114,7 @@ impl Relaying {
         let suits = self.config.check_addition(&others, endpoint);
         suits
             .and_then(|()| self.start(endpoint))
-            .map_err(|error| Refusal::new(Code::NotSuited, error.to_string()))
+            .map_err(|error| Refusal::new(Code::NotSuited, error.of_no_option().to_string()))
     }
 
     /// What the back-end had cached or mapped is gone when this returns.
@@ -159,6 +162,7 @@ impl Controlled for Relaying {
         if endpoint.kind.relayed().is_some() {
             return self.add_relay(endpoint);
         }
+        self.iommu.check_vfio(endpoint.id)?;
         let missing = "the VFIO device file has to come as a file descriptor with the line";
         let cdev = file.ok_or_else(|| Refusal::new(Code::NoDescriptor, missing))?;
         self.iommu.add_device(endpoint.id, cdev)

@@ -53,6 +53,12 @@ impl UsageError {
         self
     }
 
+    /// The same error, said to who gave the value in another way than by its option.
+    pub(crate) fn of_no_option(mut self) -> UsageError {
+        self.place = self.place.or(self.subject.take().map(|subject| subject.value));
+        self
+    }
+
     /// The option the error is about, if it is about one.
     pub(crate) fn subject(&self) -> Option<&Subject> {
         self.subject.as_ref()

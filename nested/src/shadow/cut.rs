@@ -34,7 +34,10 @@ impl<D: Attach> Shadow<D> {
     /// Of [`Attach::attach`]; it is cut off then.
     pub fn restore(&mut self, endpoint: EndpointId) -> Result<()> {
         let was_cut_off = self.cut_off.remove(&endpoint);
-        let done = self.follow_cuts(endpoint);
+        // Its own device may be gone, and those of its group still here.
+        let cut_off: Vec<EndpointId> =
+            self.endpoints.keys().copied().filter(|endpoint| self.is_cut_off(*endpoint)).collect();
+        let done = cut_off.into_iter().try_for_each(|endpoint| self.follow_cuts(endpoint));
         if done.is_err() && was_cut_off {
             self.cut_off.insert(endpoint);
             self.follow_cuts_or_tell(endpoint);

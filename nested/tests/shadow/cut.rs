@@ -129,3 +129,13 @@ fn a_group_is_cut_off_with_any_of_it_and_restored_with_the_last() {
     bed.shadow.restore(OTHER).expect("it is");
     bed.check("both are restored");
 }
+
+#[test]
+fn a_group_is_restored_without_the_one_that_it_was_cut_off_with() {
+    let mut bed = Bed::with(Source::VmmsAddressSpace, Isolation::None);
+    bed.shadow.cut_off(CUT).expect("it is");
+    bed.shadow.remove(CUT).expect("its device");
+    assert!(bed.shadow.is_cut_off(OTHER));
+    bed.shadow.restore(CUT).expect("it is");
+    assert!(!bed.shadow.is_cut_off(OTHER));
+}

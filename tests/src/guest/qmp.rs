@@ -2,7 +2,8 @@
 
 //! Sends commands to QEMU's monitor (QMP).
 //!
-//! It parses no JSON, nor makes any: arguments and an answer are lines of text. To read first: QEMU's `docs/interop/qmp-spec.rst`.
+//! It parses no JSON, nor makes any: arguments and an answer are lines of text. To read first: QEMU's
+//! `docs/interop/qmp-spec.rst`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -78,7 +78,10 @@ impl Config {
     /// Takes the options together.
     pub(crate) fn from_options(options: Options) -> Result<Config, UsageError> {
         EndpointConfig::check_ids(&options.endpoints)?;
-        EndpointConfig::check_sockets(&own_sockets(&options)?, &options.endpoints)?;
+        EndpointConfig::check_sockets(
+            &own_sockets(options.socket_path.as_deref(), options.control.as_deref())?,
+            &options.endpoints,
+        )?;
         EndpointConfig::check_devices(&options.endpoints)?;
         descriptors::check_numbers(&options)?;
         Ok(Config {
@@ -114,13 +117,11 @@ impl Config {
         added: &EndpointConfig,
     ) -> Result<(), UsageError> {
         let all: Vec<EndpointConfig> = others.iter().chain([added]).cloned().collect();
-        let listen = match &self.listen {
-            Listen::Path(path) => Some(("socket-path", path.as_path())),
+        let socket_path = match &self.listen {
+            Listen::Path(path) => Some(path.as_path()),
             Listen::Fd(_) => None,
         };
-        let control = self.control.as_deref().map(|path| ("control", path));
-        let own: Vec<_> = listen.into_iter().chain(control).collect();
-        EndpointConfig::check_sockets(&own, &all)?;
+        EndpointConfig::check_sockets(&own_sockets(socket_path, self.control.as_deref())?, &all)?;
         check_mode(self.mode, &all)?;
         check_aperture(self.aperture, &all)
     }
@@ -144,9 +145,12 @@ impl From<LogLevel> for LevelFilter {
 }
 
 /// The sockets that are not an endpoint's, with the options that name them.
-fn own_sockets(options: &Options) -> Result<Vec<(&'static str, &Path)>, UsageError> {
-    let named = [("socket-path", &options.socket_path), ("control", &options.control)];
-    let named: Vec<_> = named.into_iter().filter_map(|(name, path)| Some((name, path.as_deref()?))).collect();
+fn own_sockets<'a>(
+    socket_path: Option<&'a Path>,
+    control: Option<&'a Path>,
+) -> Result<Vec<(&'static str, &'a Path)>, UsageError> {
+    let named = [("socket-path", socket_path), ("control", control)];
+    let named: Vec<_> = named.into_iter().filter_map(|(name, path)| Some((name, path?))).collect();
     match named.as_slice() {
         [(_, path), (option, other)] if kind::absolute(path) == kind::absolute(other) => {
             let error = UsageError::new("this is --socket-path", "give every connection a socket of its own");

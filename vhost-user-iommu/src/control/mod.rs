@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use viommu_core::EndpointId;
 
-use crate::config::EndpointConfig;
+use crate::config::{EndpointConfig, EndpointKind};
 use crate::throttle::Throttle;
 
 pub use connection::{Closed, Connection, Excess, LINE_MAX, Line};
@@ -131,15 +131,20 @@ fn answer(line: Line<'_>, controlled: &impl Controlled) -> Result<Done, Refusal>
             info!("endpoint {}: its device is removed, as asked for", endpoint.escape_debug());
         }
         Request::Add { endpoint } => {
-            controlled.add(&endpoint_of(&endpoint)?, line.file.take())?;
-            info!("endpoint {}: a device is added, as asked for", endpoint.escape_debug());
+            let endpoint = endpoint_of(&endpoint)?;
+            controlled.add(&endpoint, line.file.take())?;
+            info!("endpoint {}: a device is added, as asked for", endpoint.label.escape_debug());
         }
     }
     Ok(Done::default())
 }
 
 fn id_of(endpoint: &str) -> Result<EndpointId, Refusal> {
-    endpoint_of(endpoint).map(|endpoint| endpoint.id)
+    let EndpointConfig { id, kind, .. } = endpoint_of(endpoint)?;
+    match kind {
+        EndpointKind::Listed => Ok(id),
+        _ => Err(Refusal::new(Code::InvalidRequest, "write the id of the endpoint alone")),
+    }
 }
 
 fn endpoint_of(text: &str) -> Result<EndpointConfig, Refusal> {

@@ -125,10 +125,11 @@ impl Iommu {
             (Cause::Operator, "by the operator")
         } else if is_with_group {
             (Cause::Operator, "by the operator, with another of its IOMMU group")
+        } else if let Some(why) = state.failed(endpoint) {
+            // It may be that something is to be done about it.
+            (Cause::BackEnd, why)
         } else if !state.is_connected() {
             (Cause::NoVmm, "there is no VMM")
-        } else if let Some(why) = state.failed(endpoint) {
-            (Cause::BackEnd, why)
         } else if state.domain_served(endpoint).is_none() {
             (Cause::Restart, "until it restarts or is attached")
         } else {
@@ -147,11 +148,19 @@ impl Iommu {
         }
     }
 
-    fn check_vfio(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+    /// Whether the endpoint is one of a physical device.
+    ///
+    /// # Errors
+    /// There is no such endpoint, or it is another one.
+    pub fn check_vfio(&self, endpoint: EndpointId) -> Result<(), Refusal> {
         let label = self.check_known(endpoint)?;
         match self.kind(endpoint) {
             VFIO => Ok(()),
-            _ => Err(Refusal::new(Code::NotVfio, format!("{label} is no VFIO endpoint"))),
+            _ => {
+                let message =
+                    format!("{label} is no VFIO endpoint; write another process's device behind the id");
+                Err(Refusal::new(Code::NotVfio, message))
+            }
         }
     }
 

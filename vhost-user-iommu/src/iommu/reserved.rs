@@ -17,7 +17,9 @@ use super::Iommu;
 impl Iommu {
     /// Reserves what has to be, by what is known of the guest's memory.
     pub(super) fn reserve(&self) {
-        let memory_holes = match &**lock(&self.memory) {
+        // Held to the end: what is reserved last is by the memory that was known last.
+        let memory = lock(&self.memory);
+        let memory_holes = match memory.as_slice() {
             [] => Vec::new(),
             memory => holes(self.aperture, memory, self.msi_region),
         };

@@ -57,6 +57,9 @@ pub(crate) fn leave(
         }
         wait(back, orders, (!is_overdue).then_some(left));
     }
+    if is_overdue {
+        relay.iommu.relay_failed(relay.endpoint, "the back-end has left, too late".to_owned());
+    }
 }
 
 fn fail(owed: Owed) {

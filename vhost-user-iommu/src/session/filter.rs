@@ -7,7 +7,8 @@
 //! passes through. One message at a time: each is followed by a question that the crate always answers, so that whatever
 //! it answers before is the answer to the message, and its silence the refusal of it.
 //!
-//! Knows whether the request ring runs, and nothing of what is in it. Read first: "Front-end message types" in QEMU's `docs/interop/vhost-user.rst`.
+//! Knows whether the request ring runs, and nothing of what is in it. Read first: "Front-end message types" in QEMU's
+//! `docs/interop/vhost-user.rst`.
 
 use std::os::unix::net::UnixStream;
 

@@ -53,7 +53,6 @@ impl Device {
             return None;
         }
         let change = Change::SetBypass { enabled };
-        let _ = self.start(UnderWay { change, form: Form::NONE });
-        Some(change)
+        Some(self.start(UnderWay { change, form: Form::NONE }))
     }
 }

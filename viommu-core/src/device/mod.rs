@@ -229,7 +229,7 @@ impl Device {
     pub fn begin(&mut self, readable: &[u8], writable: usize) -> Step {
         self.abandon();
         match self.judge(readable, writable) {
-            Ok(under_way) => self.start(under_way),
+            Ok(under_way) => Step::Apply(self.start(under_way)),
             Err(reply) => Step::Done(reply),
         }
     }
@@ -354,12 +354,12 @@ impl Device {
     }
 
     /// The outside is at work on this change, too, from now on.
-    fn start(&mut self, under_way: UnderWay) -> Step {
+    fn start(&mut self, under_way: UnderWay) -> Change {
         self.under_way.push_back(under_way);
         if let Change::Unmap { domain, range } = under_way.change {
             self.close(domain, Some(range));
         }
-        Step::Apply(under_way.change)
+        under_way.change
     }
 
     /// The outside is no more at work on the change that was begun first.

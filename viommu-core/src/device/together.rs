@@ -25,7 +25,7 @@ impl Device {
             return None;
         }
         Some(match self.judge(readable, writable) {
-            Ok(under_way) => self.start(under_way),
+            Ok(under_way) => Step::Apply(self.start(under_way)),
             Err(reply) => Step::Done(reply),
         })
     }

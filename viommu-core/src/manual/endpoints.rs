@@ -202,6 +202,9 @@
 //! by then, or what lingers. A driver or a back-end that has given up meanwhile has to be restarted, as after any error of
 //! its device.
 //!
+//! A physical device is looked at until half a second after the VMM has bound it. A VMM that attaches it by itself later
+//! than that, as none is known to do, undoes the block.
+//!
 //! The state of the device does not hold any of this: a daemon that takes it over is told by its own operator.
 //!
 //! `list` shows an endpoint that reaches nothing as `blocked`, with a reason where that is not the guest's word:
