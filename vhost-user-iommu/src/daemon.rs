@@ -56,7 +56,7 @@ pub fn run(config: &Config) -> Result<(), UsageError> {
         let watched_iommu = iommu.clone();
         start("tables", move || watched_iommu.watch_tables())?;
     }
-    let session = Session::new(iommu.clone(), event_waits, config.poll).map_err(UsageError::short_of)?;
+    let session = Session::new(iommu.clone(), event_waits, config.poll).map_err(UsageError::no_folder)?;
     start_session(session, socket, &mut ending)?;
     if let Some(control) = control {
         let controlled = relaying.clone();

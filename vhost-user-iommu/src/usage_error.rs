@@ -41,6 +41,14 @@ impl UsageError {
         )
     }
 
+    /// A program that talks to itself has no place to do so.
+    pub(crate) fn no_folder(error: io::Error) -> UsageError {
+        UsageError::new(
+            format!("no socket can be made in a folder for temporary files: {error}"),
+            "name another folder in TMPDIR, with a short path",
+        )
+    }
+
     /// The same error, said of the option `option` (its long name without dashes) with the value `value`.
     pub(crate) fn about(mut self, option: &str, value: impl Into<String>) -> UsageError {
         self.subject = Some(Subject { option: option.to_owned(), value: value.into() });

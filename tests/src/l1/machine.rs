@@ -169,9 +169,11 @@ impl Machine {
 
     fn initramfs(&self) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
-        for folder in ["bin", "dev", "proc", "sys", "tmp"] {
+        for folder in ["bin", "dev", "proc", "sys"] {
             archive.entry(folder, 0o040_755, &[])?;
         }
+        // For every user's temporary files.
+        archive.entry("tmp", 0o041_777, &[])?;
         archive.entry("init", 0o100_755, INIT.as_bytes())?;
         archive.entry("job-library.sh", 0o100_644, JOB_LIBRARY.as_bytes())?;
         archive.entry("job.sh", 0o100_644, self.job.as_bytes())?;

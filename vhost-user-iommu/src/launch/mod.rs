@@ -94,7 +94,7 @@ impl LaunchCommand {
         let files = Files::open(&self.config, &Host::new())?;
         let (read, write) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|errno| UsageError::short_of(errno.into()))?;
-        let notices = Notices::new().map_err(no_folder)?;
+        let notices = Notices::new().map_err(UsageError::no_folder)?;
         let mut daemon = self.start_daemon(&files, read, &notices).map_err(UsageError::short_of)?;
         let ready = daemon.wait_until_ready(&notices, &mut signals);
         drop(notices);
@@ -166,13 +166,6 @@ fn check_shared(vmm: &[Word], config: &Config) -> Result<(), UsageError> {
             Err(UsageError::new(problem, format!("for QEMU, add {option}")))
         }
     }
-}
-
-fn no_folder(error: io::Error) -> UsageError {
-    UsageError::new(
-        format!("no socket can be made in a folder for temporary files: {error}"),
-        "name another folder in TMPDIR, with a short path",
-    )
 }
 
 #[cfg(test)]
