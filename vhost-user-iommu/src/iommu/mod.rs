@@ -6,7 +6,7 @@
 //! Requests and other changes are made one at a time, by whoever holds the *turn*; INVALIDATEs that lie right behind each
 //! other in the ring are one change. The state itself is locked
 //! only for moments, never while somebody waits: a relay can translate while a change waits for its back-end.
-//! Lock order: turn, then the address spaces of physical devices, then state, then the relays' map.
+//! Lock order: turn, then the guest's memory, the address spaces of physical devices, state, the relays' map.
 //!
 //! No rule of virtio-iommu is here: those are `viommu_core`'s.
 
