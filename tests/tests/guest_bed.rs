@@ -60,10 +60,10 @@ fn the_kernel_command_line_chooses_the_policy_and_every_policy_reads() -> Result
     {
         let mut guest = guest_with_disk(&testbed, &disk)
             .kernel_arg(argument)
-            .job("wait_for /dev/vda; iommu_groups; iops /dev/vda 4096")
+            .job("wait_for /dev/vda; iommu_groups; iops /dev/vda 4096 4")
             .spawn()?;
         assert_eq!(guest.group_type("0000:00:02.0", BOOT)?, expected, "{argument}");
-        let iops: u32 = guest.value_of("iops /dev/vda 4096", JOB)?.parse()?;
+        let iops: u32 = guest.value_of("iops /dev/vda 4096 4 ", JOB)?.parse()?;
         ensure!(iops > 0);
         println!("{argument}: {iops} reads of 4 KiB a second");
     }

@@ -84,32 +84,33 @@ fn a_daemon_that_is_killed_leaves_the_vmm_to_itself() {
 fn a_signal_while_it_waits_ends_all() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let scene = Scene::new();
-        let obstacle = scene.obstacle();
-        let launched = Launched::start(&mut scene.launch(&[], "touch started"));
+        let mut command = scene.launch(&[], "touch started");
+        let obstacle = Obstacle::before(&mut command);
+        let launched = Launched::start(&mut command);
+        drop(command);
         let daemon = launched.daemon();
         launched.signal(signal);
-        let output = launched.end();
-        assert_eq!(output.status.code(), Some(128 + signal.as_raw()));
-        assert_log(&output, "the VMM is not started");
+        let said = obstacle.clear();
+        assert_eq!(launched.end().status.code(), Some(128 + signal.as_raw()));
+        assert!(said.contains("the VMM is not started"), "{said}");
         assert!(!fs::exists(format!("/proc/{daemon}")).expect("procfs"));
         assert!(!scene.path("started").exists());
-        fs::remove_file(scene.path("iommu.sock")).expect("not the daemon's");
         scene.assert_nothing_left();
-        drop(obstacle);
     }
 }
 
 #[test]
 fn the_vmm_is_not_started_before_the_daemon_is_ready() {
     let scene = Scene::new();
-    let obstacle = scene.obstacle();
-    let launched = Launched::start(&mut scene.launch(&[], "touch started"));
+    let mut command = scene.launch(&[], "touch started");
+    let obstacle = Obstacle::before(&mut command);
+    let launched = Launched::start(&mut command);
+    drop(command);
     launched.daemon();
     assert!(!scene.path("started").exists());
-    // The daemon finds that nobody listens any more.
-    drop(obstacle);
-    let output = launched.end();
-    assert_log(&output, WITH_THE_VMM);
+    let said = obstacle.clear();
+    launched.end();
+    assert!(said.contains(WITH_THE_VMM), "{said}");
     assert!(scene.path("started").exists());
 }
 

@@ -3,16 +3,15 @@
 //! A folder for everything that a launch may leave behind, and the launch itself.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::listen;
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 use viommu_tests::daemon::Daemon;
@@ -34,10 +33,9 @@ pub struct Launched {
     stdin: Option<ChildStdin>,
 }
 
-/// A listener that keeps the daemon waiting, which asks it whether the path is in use.
+/// A pipe that is full, as standard error: the daemon says that it is ready before it is.
 pub struct Obstacle {
-    _listener: UnixListener,
-    _in_queue: UnixStream,
+    said: PipeReader,
 }
 
 impl Scene {
@@ -72,14 +70,6 @@ impl Scene {
         shell
     }
 
-    /// Keeps the daemon from being ready as long as the result lives.
-    pub fn obstacle(&self) -> Obstacle {
-        let listener = UnixListener::bind(self.path("iommu.sock")).expect("a socket");
-        listen(&listener, 0).expect("with a short queue");
-        let in_queue = UnixStream::connect(self.path("iommu.sock")).expect("there is room for one");
-        Obstacle { _listener: listener, _in_queue: in_queue }
-    }
-
     /// Neither the daemon's socket nor what the launch needed is left.
     pub fn assert_nothing_left(&self) {
         assert!(!self.path("iommu.sock").exists());
@@ -91,6 +81,25 @@ impl Scene {
         command.current_dir(self.folder.path()).env("TMPDIR", self.path("tmp")).env_remove("NOTIFY_SOCKET");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         command
+    }
+}
+
+impl Obstacle {
+    /// Keeps the daemon that `command` starts from being ready.
+    pub fn before(command: &mut Command) -> Obstacle {
+        let (said, mut stderr) = pipe().expect("a pipe");
+        fcntl_setfl(&stderr, OFlags::NONBLOCK).expect("a pipe's flag");
+        while stderr.write(b"\n").is_ok() {}
+        fcntl_setfl(&stderr, OFlags::empty()).expect("a pipe's flag");
+        command.stderr(stderr);
+        Obstacle { said }
+    }
+
+    /// Lets it; what is said until nobody can say anything any more.
+    pub fn clear(mut self) -> String {
+        let mut said = String::new();
+        self.said.read_to_string(&mut said).expect("UTF-8");
+        said
     }
 }
 
@@ -138,7 +147,7 @@ impl Launched {
     pub fn end(mut self) -> Output {
         drop(self.stdin.take());
         let mut stdout = String::new();
-        std::io::Read::read_to_string(&mut self.stdout, &mut stdout).expect("UTF-8");
+        self.stdout.read_to_string(&mut stdout).expect("UTF-8");
         let mut output = self.process.wait_with_output().expect("it ends");
         output.stdout = stdout.into();
         output
